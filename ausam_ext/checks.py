@@ -1,0 +1,195 @@
+"""What every operator accepts.
+
+The compiled kernels check the same, for memory safety, but can only raise ``RuntimeError``. These functions
+say it properly: which argument, its value, what is accepted. They run before the reference kernels, at
+tracing, and after a compiled kernel has refused its arguments; a call that succeeds does not pay for them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+TABLE = (torch.float32, torch.float64)
+FLOATING = (*TABLE, torch.bfloat16, torch.float16)
+INDEX = (torch.int64, torch.int32)
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    *head, last = [str(d).removeprefix("torch.") for d in dtypes]
+    return f"{', '.join(head)} or {last}" if head else last
+
+
+def tensor(name: str, value: object, dtypes: Sequence[torch.dtype], dim: int | None = None) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor of {_names(dtypes)}, got {value!r}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a strided tensor, got layout {value.layout}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected a tensor of {_names(dtypes)}, got {value.dtype}")
+    if dim is not None and value.dim() != dim:
+        raise ValueError(f"{name}: expected {dim} dimension(s), got shape {tuple(value.shape)}")
+    return value
+
+
+def same_device(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.device != like.device:
+        raise ValueError(f"{name}: expected the device of {like_name}, {like.device}, got {value.device}")
+
+
+def same_shape(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.shape != like.shape:
+        raise ValueError(
+            f"{name}: expected the shape of {like_name}, {tuple(like.shape)}, got {tuple(value.shape)}"
+        )
+
+
+def same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """Shape, dtype and device."""
+    if value.dtype != like.dtype:
+        raise TypeError(f"{name}: expected the dtype of {like_name}, {like.dtype}, got {value.dtype}")
+    same_shape(name, value, like_name, like)
+    same_device(name, value, like_name, like)
+
+
+def number(name: str, value: object, accepted: str, ok) -> float:
+    """A real number for which ``ok`` holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, {accepted}, got {value!r}")
+    if not (math.isfinite(value) and ok(value)):
+        raise ValueError(f"{name}: expected {accepted}, got {value}")
+    return float(value)
+
+
+def integer(name: str, value: object, low: int, high: int | None = None, high_name: str = "") -> int:
+    accepted = f"at least {low}" if high is None else f"from {low} to {high_name or 'at most'} {high}".strip()
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, {accepted}, got {value!r}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name}: expected an integer {accepted}, got {value}")
+    return value
+
+
+def weight_bounds(s_min: object, s_max: object) -> None:
+    low = number("s_min", s_min, "a finite number above 0", lambda v: v > 0)
+    number("s_max", s_max, f"a finite number not below s_min = {low}", lambda v: v >= low)
+
+
+def dlp(loss: object, loss_perturbed: object) -> None:
+    a, b = tensor("loss", loss, FLOATING), tensor("loss_perturbed", loss_perturbed, FLOATING)
+    same("loss_perturbed", b, "loss", a)
+
+
+def _table(total: object, count: object, index: object, invalid: object) -> tuple[Tensor, Tensor]:
+    t = tensor("total", total, TABLE, dim=1)
+    c = tensor("count", count, [torch.int32], dim=1)
+    same_shape("count", c, "total", t)
+    same_device("count", c, "total", t)
+    i = tensor("index", index, INDEX)
+    same_device("index", i, "total", t)
+    if invalid is not None:
+        same_device("invalid", tensor("invalid", invalid, [torch.int32], dim=0), "total", t)
+    return t, i
+
+
+def inside(index: Tensor, num_samples: int, invalid: Tensor | None = None) -> None:
+    """On the CPU a wrong index is an error at once; elsewhere looking would be a synchronisation."""
+    if invalid is not None or index.device.type != "cpu" or isinstance(index, FakeTensor):
+        return
+    wrong = index[(index < 0) | (index >= num_samples)]
+    if wrong.numel():
+        raise IndexError(
+            f"index: {wrong[0].item()} is outside the table of {num_samples} samples "
+            f"({wrong.numel()} of {index.numel()} entries are); expected 0 <= index < {num_samples}"
+        )
+
+
+def adlp_update_(total, count, index, loss, loss_perturbed, *, invalid=None) -> None:
+    t, i = _table(total, count, index, invalid)
+    tensor("index", i, INDEX, dim=1)
+    a, b = tensor("loss", loss, FLOATING), tensor("loss_perturbed", loss_perturbed, FLOATING)
+    same_shape("loss", a, "index", i)
+    same_device("loss", a, "total", t)
+    same("loss_perturbed", b, "loss", a)
+    inside(i, t.numel(), invalid)
+
+
+def _sample(name: str, rows: Tensor, k: object, s_min: object, s_max: object, noise: object) -> None:
+    if rows.dim() == 0:
+        raise ValueError(f"{name}: expected at least one dimension, got shape ()")
+    integer("k", k, 1, rows.shape[-1], f"the last dimension of {name},")
+    weight_bounds(s_min, s_max)
+    if noise is not None:
+        e = tensor("noise", noise, [torch.float32])
+        same_shape("noise", e, name, rows)
+        same_device("noise", e, name, rows)
+
+
+def subset_sample(scores, k, *, s_min, s_max, noise=None) -> None:
+    _sample("scores", tensor("scores", scores, TABLE), k, s_min, s_max, noise)
+
+
+def adlp_sample(total, count, index, k, *, s_min, s_max, noise=None, invalid=None) -> None:
+    t, i = _table(total, count, index, invalid)
+    _sample("index", i, k, s_min, s_max, noise)
+    inside(i, t.numel(), invalid)
+
+
+def generator(value: object, noise: object, rows: Tensor) -> None:
+    if value is None:
+        return
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {value!r}")
+    if noise is not None:
+        raise ValueError(f"generator: expected None when noise is given, got {value!r}")
+    if value.device.type != rows.device.type:
+        raise ValueError(f"generator: expected one of device {rows.device.type}, got {value.device}")
+
+
+def sliced_variance(norms, slices) -> None:
+    n = tensor("norms", norms, TABLE, dim=1).numel()
+    integer("slices", slices, 1)
+    if n < 2 * slices:
+        raise ValueError(f"norms: expected at least 2 * slices = {2 * slices} values, got {n}")
+
+
+def _lists(name: str, values: object, like_name: str, like: object) -> None:
+    for list_name, tensors in ((like_name, like), (name, values)):
+        if not isinstance(tensors, (list, tuple)):
+            raise TypeError(f"{list_name}: expected a list of tensors, got {type(tensors).__name__}")
+    if len(values) != len(like):  # type: ignore[arg-type]
+        raise ValueError(f"{name}: expected the length of {like_name}, {len(like)}, got {len(values)}")  # type: ignore[arg-type]
+    for i, (a, b) in enumerate(zip(values, like, strict=True)):  # type: ignore[call-overload]
+        tensor(f"{like_name}[{i}]", b, FLOATING)
+        same(f"{name}[{i}]", tensor(f"{name}[{i}]", a, FLOATING), f"{like_name}[{i}]", b)
+
+
+def rho(value: object) -> float:
+    return number("rho", value, "a finite number not below 0", lambda v: v >= 0)
+
+
+def perturb_(params, grads, backups, rho_, *, adaptive=False) -> None:
+    _lists("grads", grads, "params", params)
+    _lists("backups", backups, "params", params)
+    rho(rho_)
+    if not isinstance(adaptive, bool):
+        raise TypeError(f"adaptive: expected True or False, got {adaptive!r}")
+
+
+def restore_(params, backups) -> None:
+    _lists("backups", backups, "params", params)
+
+
+def psf_capture_(psf, grads, *, norm_last=None) -> None:
+    _lists("grads", grads, "psf", psf)
+    if norm_last is not None:
+        integer("norm_last", norm_last, 1, len(psf), "the number of tensors,")
+
+
+def psf_reuse_(grads, psf, scale) -> None:
+    _lists("psf", psf, "grads", grads)
+    s = tensor("scale", scale, TABLE, dim=0)
+    if grads:
+        same_device("scale", s, "grads[0]", grads[0])

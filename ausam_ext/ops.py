@@ -1,0 +1,340 @@
+"""The fused operators: schemas, and the functions to call.
+
+Each is also ``torch.ops.ausam_ext.<name>``. Its plain-PyTorch form in :mod:`ausam_ext.reference` is the
+``default`` kernel; compiled kernels take over on the devices that have one (:func:`ausam_ext.backends`).
+
+None records a gradient. Names that end in ``_`` change the arguments named under *Changes* and bump their
+version counters, so that autograd notices. ``ValueError``, ``TypeError`` and ``IndexError`` are raised before
+anything is changed and name the argument, its value and what is accepted.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from . import backend, checks, reference
+
+_LIBRARY = torch.library.Library("ausam_ext", "DEF")
+_SCHEMAS = """
+dlp(Tensor loss, Tensor loss_perturbed) -> Tensor
+adlp_update_(Tensor(a!) total, Tensor(b!) count, Tensor index, Tensor loss, Tensor loss_perturbed, *, Tensor(c!)? invalid=None) -> ()
+subset_sample(Tensor scores, int k, *, float s_min, float s_max, Tensor noise) -> Tensor
+adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None) -> Tensor
+sliced_variance(Tensor norms, int slices) -> Tensor
+perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False) -> Tensor
+restore_(Tensor(a!)[] params, Tensor[] backups) -> ()
+psf_capture_(Tensor(a!)[] psf, Tensor[] grads, *, int? norm_last=None) -> (Tensor psf_norm, Tensor sgd_norm)
+psf_reuse_(Tensor(a!)[] grads, Tensor[] psf, Tensor scale) -> ()
+"""  # noqa: E501
+
+
+def _scalar(tensors: Sequence[Tensor]) -> Tensor:
+    device = tensors[0].device if tensors else None
+    return torch.empty((), dtype=reference.accumulation_dtype(tensors), device=device)
+
+
+def _positions(rows: Tensor, k: int) -> Tensor:
+    return rows.new_empty((*rows.shape[:-1], k), dtype=torch.int64)
+
+
+# What tracing sees in place of a result.
+_FAKE: dict[str, Callable[..., Any]] = {
+    "dlp": lambda loss, _: loss.new_empty(loss.shape, dtype=reference.accumulation_dtype([loss])),
+    "adlp_update_": lambda *_, **__: None,
+    "subset_sample": lambda scores, k, **_: _positions(scores, k),
+    "adlp_sample": lambda total, count, index, k, **_: _positions(index, k),
+    "sliced_variance": lambda norms, _: norms.new_empty(()),
+    "perturb_": lambda params, *_, **__: _scalar(params),
+    "restore_": lambda *_: None,
+    "psf_capture_": lambda psf, *_, **__: (_scalar(psf), _scalar(psf)),
+    "psf_reuse_": lambda *_: None,
+}
+
+
+def _define(schema: str) -> None:
+    _LIBRARY.define(schema)
+    name = schema[: schema.index("(")]
+    check, kernel, fake = getattr(checks, name), getattr(reference, name), _FAKE[name]
+
+    def default(*args, **kwargs):
+        check(*args, **kwargs)
+        with torch.no_grad():
+            return kernel(*args, **kwargs)
+
+    def traced(*args, **kwargs):
+        check(*args, **kwargs)
+        return fake(*args, **kwargs)
+
+    _LIBRARY.impl(name, default, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")  # no gradient flows
+    torch.library.register_fake(f"ausam_ext::{name}", traced, lib=_LIBRARY)
+
+
+for _schema in _SCHEMAS.strip().splitlines():
+    _define(_schema)
+backend.load()
+_OPS = {s[: s.index("(")]: getattr(torch.ops.ausam_ext, s[: s.index("(")]).default for s in _SCHEMAS.split("\n") if s}
+
+
+def _call(name: str, *args, **kwargs):
+    try:
+        return _OPS[name](*args, **kwargs)
+    except RuntimeError:
+        getattr(checks, name)(*args, **kwargs)  # says what is wrong, where the arguments are
+        raise
+
+
+def dlp(loss: Tensor, loss_perturbed: Tensor) -> Tensor:
+    """Difference in loss before and after the perturbation, per sample (AUSAM Eq. 5).
+
+    ``|L_i(w + epsilon) - L_i(w)|``, elementwise.
+
+    Args:
+        loss: any shape; float32, float64, bfloat16 or float16.
+        loss_perturbed: the same shape, dtype and device.
+
+    Returns:
+        The same shape, contiguous, in units of the loss; float32, or float64 for float64 losses.
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: shapes or devices differ.
+    """
+    return _call("dlp", loss, loss_perturbed)
+
+
+def adlp_update_(
+    total: Tensor,
+    count: Tensor,
+    index: Tensor,
+    loss: Tensor,
+    loss_perturbed: Tensor,
+    *,
+    invalid: Tensor | None = None,
+) -> None:
+    """Records the DLP of the samples of one step (AUSAM Eq. 5 and 6, Algorithm 1 line 8).
+
+    ``total[index[j]] += |loss_perturbed[j] - loss[j]|`` and ``count[index[j]] += 1``. The mean over visits,
+    ADLP, is ``total / count``. A DLP that is not finite is not recorded; a sample that stands twice in ``index``
+    is visited twice.
+
+    Args:
+        total: ``[samples]``, float32 or float64: sums of DLP, in units of the loss.
+        count: ``[samples]``, int32: visits.
+        index: ``[B]``, int32 or int64: which samples the losses belong to.
+        loss: ``[B]``, float32, float64, bfloat16 or float16: losses at ``w``.
+        loss_perturbed: ``[B]``, like ``loss``: losses at ``w + epsilon``.
+        invalid: 0-d int32. Counts the entries of ``index`` outside the table, which are then skipped.
+
+    Changes:
+        ``total``, ``count``, ``invalid``.
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: shapes or devices do not fit.
+        IndexError: without ``invalid``, on the CPU: an entry of ``index`` is outside the table. (On CUDA such
+            entries are skipped: to raise would be to synchronise.)
+    """
+    _call("adlp_update_", total, count, index, loss, loss_perturbed, invalid=invalid)
+    increment_version((total, count) if invalid is None else (total, count, invalid))
+
+
+def subset_sample(
+    scores: Tensor,
+    k: int,
+    *,
+    s_min: float = 0.1,
+    s_max: float = 1.0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws ``k`` of the last dimension without replacement, more likely where the score is high (Eq. 7, 8).
+
+    ``s = (g - min g) / (max g - min g) * (s_max - s_min) + s_min`` in float32, then successive sampling with
+    probabilities proportional to ``s``, as an exponential race: the ``k`` largest ``s / noise``, ties to the lower
+    position. The chosen set is the one that ``torch.multinomial(s, k, generator=generator)`` picks. A score that
+    is NaN or infinite counts as the largest of its row (never visited); where all are equal, so are the weights.
+
+    Args:
+        scores: ``[..., K]``, float32 or float64 (rounded to float32); leading dimensions are independent rows.
+        k: how many to draw, from 1 to ``K``.
+        s_min, s_max: weights of the lowest and of the highest score, ``0 < s_min <= s_max``.
+        noise: ``[..., K]``, float32, independent draws from Exp(1).
+        generator: draws the noise where it is not given.
+
+    Returns:
+        ``[..., k]``, int64: the chosen positions, ascending. The same bits on every backend.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: ``k``, ``s_min`` or ``s_max`` out of range; shapes or devices do not fit.
+    """
+    checks.generator(generator, noise, scores)
+    if noise is None:
+        checks.subset_sample(scores, k, s_min=s_min, s_max=s_max)
+        noise = _exponential(scores, generator)
+    return _call("subset_sample", scores, k, s_min=s_min, s_max=s_max, noise=noise)
+
+
+def adlp_sample(
+    total: Tensor,
+    count: Tensor,
+    index: Tensor,
+    k: int,
+    *,
+    s_min: float = 0.1,
+    s_max: float = 1.0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    invalid: Tensor | None = None,
+) -> Tensor:
+    """:func:`subset_sample` of the scores ``total[index] / count[index]`` (Eq. 6, 7 and 8), in one pass.
+
+    Args:
+        total, count: the table, as in :func:`adlp_update_`. A sample whose count is 0 was never visited.
+        index: ``[..., K]``, int32 or int64: the candidates; leading dimensions are independent batches.
+        k, s_min, s_max, noise, generator: as in :func:`subset_sample`.
+        invalid: 0-d int32. Counts the entries of ``index`` outside the table, which score as never visited.
+
+    Returns:
+        ``[..., k]``, int64: positions in the last dimension of ``index``, ascending.
+
+    Changes:
+        ``invalid``.
+
+    Raises:
+        TypeError, ValueError, IndexError: as the two functions above.
+    """
+    checks.generator(generator, noise, index)
+    if noise is None:
+        checks.adlp_sample(total, count, index, k, s_min=s_min, s_max=s_max, invalid=invalid)
+        noise = _exponential(index, generator)
+    positions = _call(
+        "adlp_sample", total, count, index, k, s_min=s_min, s_max=s_max, noise=noise, invalid=invalid
+    )
+    if invalid is not None:
+        increment_version(invalid)
+    return positions
+
+
+def _exponential(rows: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty(rows.shape, dtype=torch.float32, device=rows.device).exponential_(generator=generator)
+
+
+def sliced_variance(norms: Tensor, slices: int) -> Tensor:
+    """Mean of the variances of ``slices`` equal slices of the sorted values (vSAM Eq. 8).
+
+    ``v = 1/M * sum_j var(sorted(norms)[slice j])`` with the unbiased variance; where ``M`` does not divide ``N``
+    the slices are those of ``torch.tensor_split``. Accumulated in float64.
+
+    Args:
+        norms: ``[N]``, float32 or float64, ``N >= 2 * slices``: norms of the PSF.
+        slices: ``M``, at least 1.
+
+    Returns:
+        0-d, dtype of ``norms``, in squared units of it.
+
+    Raises:
+        TypeError: another type or dtype.
+        ValueError: fewer than ``2 * slices`` values, more than one dimension, ``slices`` below 1.
+    """
+    return _call("sliced_variance", norms, slices)
+
+
+def perturb_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    backups: Sequence[Tensor],
+    rho: float,
+    *,
+    adaptive: bool = False,
+) -> Tensor:
+    """SAM's ascent step (AUSAM Eq. 2): ``w += epsilon`` with ``epsilon = rho * g / (||g|| + 1e-12)``.
+
+    The norm is over all tensors. Adaptive (ASAM): ``epsilon = rho * w^2 g / (|| |w| g || + 1e-12)``. Where the norm is
+    zero or not finite, ``epsilon`` is 0. Computed in float32 (float64 for float64), rounded once.
+
+    Args:
+        params: ``w``; float32, float64, bfloat16 or float16, in any layout.
+        grads: ``g``: shape, dtype and device of ``params``, one for one.
+        backups: receive the bits of ``params``; shape, dtype and device of ``params``.
+        rho: radius of the perturbation, in units of ``w`` (adaptive: relative to ``|w|``), not below 0.
+
+    Returns:
+        The norm, 0-d, on the device of the first tensor; float32, or float64 if one tensor is.
+
+    Changes:
+        ``params``, ``backups``.
+
+    Raises:
+        TypeError, ValueError: a list, a tensor of it or ``rho`` does not fit.
+    """
+    norm = _call("perturb_", params, grads, backups, rho, adaptive=adaptive)
+    increment_version((*params, *backups))
+    return norm
+
+
+def restore_(params: Sequence[Tensor], backups: Sequence[Tensor]) -> None:
+    """Copies the bits of ``backups`` into the memory of ``params``: undoes :func:`perturb_`.
+
+    Args:
+        params: float32, float64, bfloat16 or float16, in any layout.
+        backups: shape, dtype and device of ``params``, one for one.
+
+    Changes:
+        ``params``.
+
+    Raises:
+        TypeError, ValueError: a list or a tensor of it does not fit.
+    """
+    _call("restore_", params, backups)
+    increment_version(params)
+
+
+def psf_capture_(
+    psf: Sequence[Tensor], grads: Sequence[Tensor], *, norm_last: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sharpness part of SAM's gradient, ``PSF = g_SAM - g_SGD`` (vSAM Eq. 5), and both norms (Eq. 11).
+
+    Args:
+        psf: hold ``g_SGD`` on entry and the PSF on exit; float32, float64, bfloat16 or float16.
+        grads: ``g_SAM``: shape, dtype and device of ``psf``, one for one.
+        norm_last: take the norms over that many tensors from the end (the paper's "last few layers"); all if None.
+
+    Returns:
+        ``(||PSF||, ||g_SGD||)``, 0-d, in units of the gradient; float32, or float64 if one tensor is.
+
+    Changes:
+        ``psf``.
+
+    Raises:
+        TypeError, ValueError: a list or a tensor of it does not fit, ``norm_last`` is not from 1 to its length.
+    """
+    norms = _call("psf_capture_", psf, grads, norm_last=norm_last)
+    increment_version(psf)
+    return norms
+
+
+def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: float | Tensor) -> None:
+    """Adds the PSF of an earlier iteration to a gradient (vSAM Eq. 17): ``g += scale * PSF``.
+
+    Args:
+        grads: ``g_SGD``; float32, float64, bfloat16 or float16.
+        psf: shape, dtype and device of ``grads``, one for one.
+        scale: ``gamma^(i - i*)``, a number, or a 0-d float32 or float64 tensor on the device of ``grads``. 0 leaves
+            ``grads`` as they are, even where ``psf`` is not finite.
+
+    Changes:
+        ``grads``.
+
+    Raises:
+        TypeError, ValueError: a list, a tensor of it or ``scale`` does not fit.
+    """
+    if not isinstance(scale, Tensor):
+        value = checks.number("scale", scale, "a finite number", lambda v: True)
+        scale = torch.full((), value, dtype=torch.float64, device=grads[0].device if grads else None)
+    _call("psf_reuse_", grads, psf, scale)
+    increment_version(grads)

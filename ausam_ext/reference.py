@@ -1,0 +1,143 @@
+"""Every operator in plain PyTorch: the specification of the compiled kernels, and what runs without them.
+
+Registered as the ``default`` kernels by :mod:`ausam_ext.ops`, after its checks and without autograd. No
+function looks at a value on the host, so that all of them can be compiled and captured in a CUDA graph.
+``subset_sample`` and ``adlp_sample`` fix the result bit for bit: float32, one rounding per operation, in the
+order written here.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_INF = float("inf")
+_MAX = torch.finfo(torch.float32).max
+
+
+def dlp(loss: Tensor, loss_perturbed: Tensor) -> Tensor:
+    dtype = accumulation_dtype([loss])
+    return (loss_perturbed.to(dtype) - loss.to(dtype)).abs().contiguous()
+
+
+def adlp_update_(
+    total: Tensor,
+    count: Tensor,
+    index: Tensor,
+    loss: Tensor,
+    loss_perturbed: Tensor,
+    *,
+    invalid: Tensor | None = None,
+) -> None:
+    inside = _inside(index, total, invalid)
+    if total.numel() == 0:
+        return
+    d = dlp(loss, loss_perturbed).to(total.dtype)
+    visited = inside & d.isfinite()
+    index = index.where(inside, 0)
+    total.index_add_(0, index, d.where(visited, 0))
+    count.index_add_(0, index, visited.to(count.dtype))
+
+
+def subset_sample(scores: Tensor, k: int, *, s_min: float, s_max: float, noise: Tensor) -> Tensor:
+    g = scores.to(torch.float32)
+    visited = g.isfinite()
+    low = g.where(visited, _INF).amin(-1, keepdim=True)
+    high = g.where(visited, -_INF).amax(-1, keepdim=True)
+    g = g.where(visited, high)
+    # The clamps only matter where a difference overflows.
+    ratio = (g - low).clamp(max=_MAX) / (high - low).clamp(max=_MAX)
+    s = ratio.where(low < high, 0) * (s_max - s_min) + s_min
+    key = s / noise
+    key = key.where(key == key, -_INF)
+    ranked = key.sort(dim=-1, descending=True, stable=True).indices
+    return ranked[..., :k].sort(dim=-1).values
+
+
+def adlp_sample(
+    total: Tensor,
+    count: Tensor,
+    index: Tensor,
+    k: int,
+    *,
+    s_min: float,
+    s_max: float,
+    noise: Tensor,
+    invalid: Tensor | None = None,
+) -> Tensor:
+    inside = _inside(index, total, invalid)
+    if total.numel() == 0:
+        scores = torch.full_like(noise, float("nan"))
+    else:
+        i = index.where(inside, 0).long()
+        scores = (total[i] / count[i]).where(inside, float("nan"))  # 0 / 0 is NaN: never visited
+    return subset_sample(scores, k, s_min=s_min, s_max=s_max, noise=noise)
+
+
+def _inside(index: Tensor, total: Tensor, invalid: Tensor | None) -> Tensor:
+    inside = (index >= 0) & (index < total.numel())
+    if invalid is not None:
+        invalid.add_((~inside).sum())
+    return inside
+
+
+def sliced_variance(norms: Tensor, slices: int) -> Tensor:
+    parts = norms.double().sort().values.tensor_split(slices)
+    return torch.stack([part.var(correction=1) for part in parts]).mean().to(norms.dtype)
+
+
+def perturb_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    backups: Sequence[Tensor],
+    rho: float,
+    *,
+    adaptive: bool = False,
+) -> Tensor:
+    pairs = [(_wide(w), _wide(g)) for w, g in zip(params, grads, strict=True)]
+    norm = _global_norm([w * g if adaptive else g for w, g in pairs], accumulation_dtype(params))
+    usable = norm.isfinite() & (norm > 0)
+    scale = (rho / (norm + 1e-12)).where(usable, 0)
+    for p, backup, (w, g) in zip(params, backups, pairs, strict=True):
+        backup.copy_(p)
+        epsilon = scale.to(w) * (w * w * g if adaptive else g)
+        p.copy_(w + epsilon.where(usable.to(w.device) & (scale.to(w.device) != 0), 0))
+    return norm
+
+
+def restore_(params: Sequence[Tensor], backups: Sequence[Tensor]) -> None:
+    for p, backup in zip(params, backups, strict=True):
+        p.copy_(backup)
+
+
+def psf_capture_(
+    psf: Sequence[Tensor], grads: Sequence[Tensor], *, norm_last: int | None = None
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(psf)
+    first = 0 if norm_last is None else len(psf) - norm_last
+    sgd_norm = _global_norm(psf[first:], dtype)
+    for p, g in zip(psf, grads, strict=True):
+        p.copy_(_wide(g) - _wide(p))
+    return _global_norm(psf[first:], dtype), sgd_norm
+
+
+def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: Tensor) -> None:
+    for g, p in zip(grads, psf, strict=True):
+        s = scale.to(_wide(g))
+        g.copy_(_wide(g) + (s * _wide(p)).where(s != 0, 0))
+
+
+def accumulation_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float32, or float64 as soon as one tensor is."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(accumulation_dtype([t]))
+
+
+def _global_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    if not tensors:
+        return torch.zeros((), dtype=dtype)
+    norms = [torch.linalg.vector_norm(t, dtype=dtype).to(tensors[0].device) for t in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms))

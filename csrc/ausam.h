@@ -1,0 +1,132 @@
+// What every operator shares: argument checks, dtype dispatch, dense views of tensors.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace ausam {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// bfloat16 and float16 are computed in float32.
+template <class T>
+using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+inline bool is_index(ScalarType t) { return t == ScalarType::Int || t == ScalarType::Long; }
+inline bool is_table(ScalarType t) { return t == ScalarType::Float || t == ScalarType::Double; }
+inline bool is_floating(ScalarType t) {
+  return is_table(t) || t == ScalarType::BFloat16 || t == ScalarType::Half;
+}
+
+// Calls f with a value of the C++ type that `type` names.
+template <class F>
+auto dispatch_table(ScalarType type, F&& f) {
+  STD_TORCH_CHECK(is_table(type), "expected float32 or float64");
+  return type == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+template <class F>
+auto dispatch_index(ScalarType type, F&& f) {
+  STD_TORCH_CHECK(is_index(type), "expected int32 or int64");
+  return type == ScalarType::Int ? f(int32_t{}) : f(int64_t{});
+}
+
+template <class F>
+auto dispatch_floating(ScalarType type, F&& f) {
+  STD_TORCH_CHECK(is_floating(type), "expected float32, float64, bfloat16 or float16");
+  switch (type) {
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(torch::headeronly::BFloat16{});
+    case ScalarType::Half:
+      return f(torch::headeronly::Half{});
+    default:
+      return f(float{});
+  }
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  auto x = a.sizes(), y = b.sizes();
+  return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
+}
+
+// What crosses the stable ABI is a RuntimeError: these checks keep memory safe, and the Python
+// functions then say what was wrong as ValueError, TypeError or IndexError (ausam_ext/checks.py).
+inline void check_like(const Tensor& t, const Tensor& like, const char* what) {
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type() && same_shape(t, like) &&
+                      t.get_device_index() == like.get_device_index() &&
+                      t.is_cpu() == like.is_cpu(),
+                  what, ": dtype, shape and device must agree");
+}
+
+// Copies made by a kernel are not recorded, whatever its arguments require.
+class NoGrad {
+ public:
+  NoGrad() : enabled_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
+  ~NoGrad() { aoti_torch_grad_mode_set_enabled(enabled_); }
+  NoGrad(const NoGrad&) = delete;
+
+ private:
+  bool enabled_;
+};
+
+// One-dimensional memory with a stride: tables and per-sample vectors need no copy.
+template <class T>
+struct Vector {
+  T* data;
+  int64_t stride;
+  T& operator[](int64_t i) const { return data[i * stride]; }
+};
+
+template <class T>
+Vector<T> vector_of(const Tensor& t) {
+  return {static_cast<T*>(t.data_ptr()), t.numel() > 1 ? t.stride(0) : 1};
+}
+
+// True when the elements of `t` fill one block of memory, in whatever order of dimensions.
+inline bool is_dense(const Tensor& t) {
+  if (t.is_contiguous()) return true;
+  auto sizes = t.sizes(), strides = t.strides();
+  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
+  for (size_t d = 0; d < sizes.size(); ++d)
+    if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (auto [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+inline bool same_layout(const Tensor& a, const Tensor& b) {
+  auto sizes = a.sizes(), x = a.strides(), y = b.strides();
+  for (size_t d = 0; d < sizes.size(); ++d)
+    if (sizes[d] != 1 && x[d] != y[d]) return false;
+  return true;
+}
+
+// `t` itself when it is dense and laid out like `like` (which is dense), otherwise a copy that is.
+inline Tensor dense_like(const Tensor& t, const Tensor& like) {
+  if (same_layout(t, like)) return t;
+  Tensor copy = torch::stable::empty_like(like);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+inline Tensor dense(const Tensor& t) { return is_dense(t) ? t : torch::stable::contiguous(t); }
+
+}  // namespace ausam

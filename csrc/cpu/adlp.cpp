@@ -1,0 +1,95 @@
+// DLP (AUSAM Eq. 5) and its running sums per sample (Eq. 6).
+#include <cmath>
+#include <limits>
+
+#include "table.h"
+
+namespace ausam::cpu {
+namespace {
+
+constexpr int64_t kMaxRanges = 16;  // every thread reads all indices: more ranges stop paying
+
+template <class L>
+acc_t<L> dlp_of(L loss, L loss_perturbed) {
+  return std::abs(static_cast<acc_t<L>>(loss_perturbed) - static_cast<acc_t<L>>(loss));
+}
+
+Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
+  check_like(loss_perturbed, loss, "dlp: loss_perturbed and loss");
+  return dispatch_floating(loss.scalar_type(), [&](auto l) {
+    using L = decltype(l);
+    NoGrad no_grad;
+    Tensor a = torch::stable::contiguous(loss), b = torch::stable::contiguous(loss_perturbed);
+    Tensor out = torch::stable::new_empty(
+        a, a.sizes(), std::is_same_v<L, double> ? ScalarType::Double : ScalarType::Float);
+    auto* x = static_cast<const L*>(a.data_ptr());
+    auto* y = static_cast<const L*>(b.data_ptr());
+    auto* d = static_cast<acc_t<L>*>(out.data_ptr());
+    torch::stable::parallel_for(0, out.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) d[j] = dlp_of(x[j], y[j]);
+    });
+    return out;
+  });
+}
+
+// Each column of the table, and for many threads each range of it, belongs to one task, which takes its
+// entries in the order of `index`: no atomics, and the sums do not depend on the number of threads.
+template <class T, class I, class L>
+void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector<I> index,
+             Vector<L> loss, Vector<L> loss_perturbed, int64_t n) {
+  auto visit = [&](int64_t first, int64_t last, auto&& record) {
+    for (int64_t j = 0; j < n; ++j) {
+      int64_t i = index[j];
+      if (i < first || i >= last) continue;
+      T d = static_cast<T>(dlp_of(loss[j], loss_perturbed[j]));
+      bool finite = std::abs(d) <= std::numeric_limits<T>::max();
+      record(i, finite ? d : 0, finite);
+    }
+  };
+  auto add = [&](int64_t i, T d, bool) { total[i] += d; };
+  auto tally = [&](int64_t i, T, bool finite) { count[i] += finite; };
+  int64_t threads = n < kGrain ? 1 : torch::stable::get_num_threads();
+  if (threads == 1)
+    return visit(0, num_samples, [&](int64_t i, T d, bool finite) {
+      add(i, d, finite);
+      tally(i, d, finite);
+    });
+  int64_t ranges = std::clamp<int64_t>(threads / 2, 1, kMaxRanges);
+  torch::stable::parallel_for(0, 2 * ranges, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      int64_t r = task / 2, first = num_samples * r / ranges, last = num_samples * (r + 1) / ranges;
+      task % 2 ? visit(first, last, tally) : visit(first, last, add);
+    }
+  });
+}
+
+void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor& loss,
+                  const Tensor& loss_perturbed, std::optional<Tensor> invalid) {
+  check_table(total, count, index, invalid);
+  STD_TORCH_CHECK(index.dim() == 1, "adlp_update_: index");
+  STD_TORCH_CHECK(is_floating(loss.scalar_type()) && same_shape(loss, index), "adlp_update_: loss");
+  check_like(loss_perturbed, loss, "adlp_update_: loss_perturbed and loss");
+  STD_TORCH_CHECK(loss.is_cpu(), "adlp_update_: loss must be on the CPU");
+
+  int64_t n = index.numel(), num_samples = total.numel();
+  dispatch_index(index.scalar_type(), [&](auto i) {
+    auto idx = vector_of<const decltype(i)>(index);
+    report_outside(idx, n, num_samples, invalid);
+    dispatch_table(total.scalar_type(), [&](auto t) {
+      dispatch_floating(loss.scalar_type(), [&](auto l) {
+        using L = const decltype(l);
+        scatter(vector_of<decltype(t)>(total), vector_of<int32_t>(count), num_samples, idx,
+                vector_of<L>(loss), vector_of<L>(loss_perturbed), n);
+      });
+    });
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ausam_ext, CPU, m) {
+  m.impl("dlp", TORCH_BOX(&dlp));
+  m.impl("adlp_update_", TORCH_BOX(&adlp_update_));
+}
+
+}  // namespace ausam::cpu

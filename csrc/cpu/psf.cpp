@@ -1,0 +1,94 @@
+// The sharpness part of SAM's gradient, PSF = g_SAM - g_SGD (vSAM Eq. 5, 11), and its reuse (Eq. 17).
+#include <cmath>
+
+#include "chunks.h"
+
+namespace ausam::cpu {
+namespace {
+
+struct Squares {
+  double psf = 0, sgd = 0;
+};
+
+// psf = grad - psf; both squared norms in the same pass where asked for
+template <class T>
+Squares capture(T* psf, const T* grad, int64_t begin, int64_t end, bool norms) {
+  using A = acc_t<T>;
+  if (!norms) {
+    for (int64_t i = begin; i < end; ++i)
+      psf[i] = static_cast<A>(grad[i]) - static_cast<A>(psf[i]);
+    return {};
+  }
+  Squares s;
+  s.sgd = sum_of_squares(begin, end, [=](int64_t i) { return static_cast<A>(psf[i]); });
+  s.psf = sum_of_squares(begin, end, [=](int64_t i) {
+    psf[i] = static_cast<A>(grad[i]) - static_cast<A>(psf[i]);
+    return static_cast<A>(psf[i]);
+  });
+  return s;
+}
+
+std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Tensor> grads,
+                                        std::optional<int64_t> norm_last) {
+  check_lists(psf, grads, "psf_capture_: psf and grads");
+  int64_t tensors = static_cast<int64_t>(psf.size());
+  STD_TORCH_CHECK(!norm_last || (*norm_last >= 1 && *norm_last <= tensors),
+                  "psf_capture_: norm_last: from 1 to the number of tensors");
+  int64_t first = tensors - norm_last.value_or(tensors);
+  NoGrad no_grad;
+  DenseList p(psf), g(grads, p);
+  auto chunks = cut(p.tensors());
+  std::vector<Squares> partial(chunks.size());
+  for_each_chunk(chunks, [&](int64_t c) {
+    auto [i, begin, end] = chunks[c];
+    bool norms = static_cast<int64_t>(i) >= first;
+    dispatch_floating(p[i].scalar_type(), [&, i = i, begin = begin, end = end](auto t) {
+      using T = decltype(t);
+      partial[c] = capture(p.data<T>(i), g.data<const T>(i), begin, end, norms);
+    });
+  });
+  Squares sum;
+  for (auto& s : partial) {
+    sum.psf += s.psf;
+    sum.sgd += s.sgd;
+  }
+  p.finish();
+  auto type = result_type(psf);
+  return {scalar(std::sqrt(sum.psf), type), scalar(std::sqrt(sum.sgd), type)};
+}
+
+// grads += scale * psf. A scale of 0 touches nothing, also where psf is not finite.
+void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor& scale) {
+  check_lists(grads, psf, "psf_reuse_: grads and psf");
+  STD_TORCH_CHECK(is_table(scale.scalar_type()) && scale.dim() == 0 && scale.is_cpu(),
+                  "psf_reuse_: scale: float32 or float64 of no dimension, on the CPU");
+  double factor = dispatch_table(scale.scalar_type(), [&](auto t) {
+    return static_cast<double>(*static_cast<const decltype(t)*>(scale.data_ptr()));
+  });
+  if (factor == 0) return;
+  NoGrad no_grad;
+  DenseList g(grads), p(psf, g);
+  auto chunks = cut(g.tensors());
+  for_each_chunk(chunks, [&](int64_t c) {
+    auto [i, begin, end] = chunks[c];
+    dispatch_floating(g[i].scalar_type(), [&, i = i, begin = begin, end = end](auto t) {
+      using T = decltype(t);
+      using A = acc_t<T>;
+      T* x = g.data<T>(i);
+      const T* y = p.data<const T>(i);
+      A s = static_cast<A>(factor);
+      for (int64_t j = begin; j < end; ++j)
+        x[j] = static_cast<A>(x[j]) + s * static_cast<A>(y[j]);
+    });
+  });
+  g.finish();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ausam_ext, CPU, m) {
+  m.impl("psf_capture_", TORCH_BOX(&psf_capture_));
+  m.impl("psf_reuse_", TORCH_BOX(&psf_reuse_));
+}
+
+}  // namespace ausam::cpu

@@ -1,0 +1,30 @@
+// The Python module _C: importing it registers the CPU kernels; it carries the facts of its build.
+#include <pybind11/pybind11.h>
+#include <torch/headeronly/version.h>
+
+#define AUSAM_STRING_(x) #x
+#define AUSAM_STRING(x) AUSAM_STRING_(x)
+
+namespace {
+
+const char* compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " AUSAM_STRING(_MSC_FULL_VER);
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU kernels of ausam_ext";
+  m.attr("compiler") = compiler();
+  m.attr("built_with_torch") = TORCH_VERSION;
+  m.attr("target_torch") =
+      std::to_string((TORCH_TARGET_VERSION) >> 56) + "." + std::to_string((TORCH_TARGET_VERSION) >> 48 & 0xff);
+}

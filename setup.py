@@ -1,0 +1,79 @@
+"""Builds ausam_ext, and is its own PEP 517 backend (see pyproject.toml).
+
+`pip install .` compiles against the torch that is installed where pip installs to, so that no flag is
+needed; only where there is none does the build ask for one.
+"""
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.build_meta import *  # noqa: F403  the hooks that pip calls
+from setuptools.build_meta import get_requires_for_build_wheel as _requires
+
+TORCH = "torch>=2.11"  # the first release with everything that csrc/ uses of the stable ABI
+TARGET = "0x020b000000000000"  # the same as TORCH_TARGET_VERSION: the library runs from there on
+
+
+def _find_torch() -> bool:
+    """Makes the torch of the target environment importable from an isolated build."""
+    site = sysconfig.get_path("purelib")
+    if (Path(site) / "torch").is_dir() and site not in sys.path:
+        sys.path.append(site)  # last: what the build itself asked for goes first
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return [*_requires(config_settings), *([] if _find_torch() else [TORCH])]
+
+
+get_requires_for_build_editable = get_requires_for_build_wheel
+
+
+def _missing_toolkit() -> str | None:
+    """What the machine lacks to compile, with the way to get it."""
+    compiler = os.environ.get("CXX", "c++" if sys.platform != "win32" else "cl").split()[0]
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler ({compiler}) was found: install one, such as Debian's g++, or set CXX"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return f"Python's headers ({header}) were not found: install them, such as Debian's python3-dev"
+    return None
+
+
+def _extensions():
+    if not _find_torch():  # an sdist, or its metadata: nothing to compile
+        return {}
+    if missing := _missing_toolkit():
+        print(f"ausam_ext: {missing}. Installing without compiled kernels.", file=sys.stderr)
+        return {}
+    import pybind11
+    from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+
+    msvc = sys.platform == "win32"
+    kernels = Extension(
+        "ausam_ext._C",
+        sorted(["csrc/module.cpp", *map(str, Path("csrc/cpu").glob("*.cpp"))]),
+        depends=sorted(map(str, Path("csrc").rglob("*.h"))),
+        include_dirs=[pybind11.get_include(), *include_paths()],
+        library_dirs=library_paths(),
+        libraries=["c10", "torch_cpu"],
+        define_macros=[("TORCH_TARGET_VERSION", TARGET)],
+        # No fused multiply-add: the same bits on every processor (see reference.py).
+        extra_compile_args=["/O2"]
+        if msvc
+        else ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0", "-Wall"],
+        language="c++",
+    )
+    return {"ext_modules": [kernels], "cmdclass": {"build_ext": BuildExtension}}
+
+
+if __name__ == "__main__":
+    setup(packages=["ausam_ext", "ausam_ext.demo"], package_data={"ausam_ext": ["py.typed"]}, **_extensions())
