@@ -1,7 +1,11 @@
 """Sharpness-Aware Minimization at the cost of SGD: AUSAM (arXiv 2406.08001) and vSAM (arXiv 2403.08821)."""
 
 from . import ops
+from .adlp import ADLP
 from .backend import backends
+from .sam import SAM
+from .sampler import AUSAMBatchSampler
+from .vsam import VSAM, RateController
 
-__all__ = ["backends", "ops"]
+__all__ = ["ADLP", "AUSAMBatchSampler", "RateController", "SAM", "VSAM", "backends", "ops"]
 __version__ = "0.1.0"

@@ -17,18 +17,22 @@ FLOATING = (*TABLE, torch.bfloat16, torch.float16)
 INDEX = (torch.int64, torch.int32)
 
 
-def _names(dtypes: Sequence[torch.dtype]) -> str:
+def _of(dtypes: Sequence[torch.dtype] | None) -> str:
+    if dtypes is None:
+        return ""
     *head, last = [str(d).removeprefix("torch.") for d in dtypes]
-    return f"{', '.join(head)} or {last}" if head else last
+    return f" of {', '.join(head)} or {last}" if head else f" of {last}"
 
 
-def tensor(name: str, value: object, dtypes: Sequence[torch.dtype], dim: int | None = None) -> Tensor:
+def tensor(
+    name: str, value: object, dtypes: Sequence[torch.dtype] | None = None, dim: int | None = None
+) -> Tensor:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor of {_names(dtypes)}, got {value!r}")
+        raise TypeError(f"{name}: expected a tensor{_of(dtypes)}, got {value!r}")
     if value.layout is not torch.strided:
         raise TypeError(f"{name}: expected a strided tensor, got layout {value.layout}")
-    if value.dtype not in dtypes:
-        raise TypeError(f"{name}: expected a tensor of {_names(dtypes)}, got {value.dtype}")
+    if dtypes is not None and value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected a tensor{_of(dtypes)}, got {value.dtype}")
     if dim is not None and value.dim() != dim:
         raise ValueError(f"{name}: expected {dim} dimension(s), got shape {tuple(value.shape)}")
     return value
@@ -155,15 +159,16 @@ def sliced_variance(norms, slices) -> None:
         raise ValueError(f"norms: expected at least 2 * slices = {2 * slices} values, got {n}")
 
 
-def _lists(name: str, values: object, like_name: str, like: object) -> None:
+def _lists(name: str, values: object, like_name: str, like: object, dtypes=FLOATING) -> None:
     for list_name, tensors in ((like_name, like), (name, values)):
         if not isinstance(tensors, (list, tuple)):
-            raise TypeError(f"{list_name}: expected a list of tensors, got {type(tensors).__name__}")
-    if len(values) != len(like):  # type: ignore[arg-type]
-        raise ValueError(f"{name}: expected the length of {like_name}, {len(like)}, got {len(values)}")  # type: ignore[arg-type]
-    for i, (a, b) in enumerate(zip(values, like, strict=True)):  # type: ignore[call-overload]
-        tensor(f"{like_name}[{i}]", b, FLOATING)
-        same(f"{name}[{i}]", tensor(f"{name}[{i}]", a, FLOATING), f"{like_name}[{i}]", b)
+            raise TypeError(f"{list_name}: expected a list of tensors, got {tensors!r}")
+        for i, t in enumerate(tensors):
+            tensor(f"{list_name}[{i}]", t, dtypes)
+    if len(values) != len(like):
+        raise ValueError(f"{name}: expected the length of {like_name}, {len(like)}, got {len(values)}")
+    for i, (a, b) in enumerate(zip(values, like, strict=True)):
+        same(f"{name}[{i}]", a, f"{like_name}[{i}]", b)
 
 
 def rho(value: object) -> float:
@@ -179,7 +184,7 @@ def perturb_(params, grads, backups, rho_, *, adaptive=False) -> None:
 
 
 def restore_(params, backups) -> None:
-    _lists("backups", backups, "params", params)
+    _lists("backups", backups, "params", params, dtypes=None)
 
 
 def psf_capture_(psf, grads, *, norm_last=None) -> None:

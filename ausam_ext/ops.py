@@ -281,7 +281,7 @@ def restore_(params: Sequence[Tensor], backups: Sequence[Tensor]) -> None:
     """Copies the bits of ``backups`` into the memory of ``params``: undoes :func:`perturb_`.
 
     Args:
-        params: float32, float64, bfloat16 or float16, in any layout.
+        params: any dtype, in any layout.
         backups: shape, dtype and device of ``params``, one for one.
 
     Changes:

@@ -65,13 +65,18 @@ inline Tensor scalar(double value, ScalarType type) {
   return torch::stable::full({}, value, type);
 }
 
-inline void check_lists(const std::vector<Tensor>& a, const std::vector<Tensor>& b,
+// One for one the same dtype, shape and device.
+inline void check_pairs(const std::vector<Tensor>& a, const std::vector<Tensor>& b,
                         const char* what) {
   STD_TORCH_CHECK(a.size() == b.size(), what, ": lists differ in length");
   for (size_t i = 0; i < a.size(); ++i) {
-    STD_TORCH_CHECK(is_floating(a[i].scalar_type()) && a[i].is_cpu(), what, ": dtype or device");
+    STD_TORCH_CHECK(a[i].is_cpu(), what, ": all tensors on the CPU");
     check_like(b[i], a[i], what);
   }
+}
+
+inline void check_floating(const std::vector<Tensor>& list, const char* what) {
+  for (auto& t : list) STD_TORCH_CHECK(is_floating(t.scalar_type()), what, ": dtype");
 }
 
 // A list as dense blocks, each laid out like its partner in `like`: the tensors themselves where they

@@ -47,8 +47,9 @@ void ascend(Block<T> b, int64_t begin, int64_t end, double scale, bool adaptive)
 
 Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
                 double rho, bool adaptive) {
-  check_lists(params, grads, "perturb_: params and grads");
-  check_lists(params, backups, "perturb_: params and backups");
+  check_floating(params, "perturb_: params");
+  check_pairs(params, grads, "perturb_: params and grads");
+  check_pairs(params, backups, "perturb_: params and backups");
   STD_TORCH_CHECK(rho >= 0 && std::isfinite(rho), "perturb_: rho: finite and not negative");
   NoGrad no_grad;
   DenseList w(params), g(grads, w), saved(backups, w);
@@ -80,7 +81,7 @@ Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
 }
 
 void restore_(std::vector<Tensor> params, std::vector<Tensor> backups) {
-  check_lists(params, backups, "restore_: params and backups");
+  check_pairs(params, backups, "restore_: params and backups");
   NoGrad no_grad;
   DenseList w(params), saved(backups, w);
   auto chunks = cut(w.tensors());

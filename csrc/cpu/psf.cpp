@@ -30,7 +30,8 @@ Squares capture(T* psf, const T* grad, int64_t begin, int64_t end, bool norms) {
 
 std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Tensor> grads,
                                         std::optional<int64_t> norm_last) {
-  check_lists(psf, grads, "psf_capture_: psf and grads");
+  check_floating(psf, "psf_capture_: psf");
+  check_pairs(psf, grads, "psf_capture_: psf and grads");
   int64_t tensors = static_cast<int64_t>(psf.size());
   STD_TORCH_CHECK(!norm_last || (*norm_last >= 1 && *norm_last <= tensors),
                   "psf_capture_: norm_last: from 1 to the number of tensors");
@@ -59,7 +60,8 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
 
 // grads += scale * psf. A scale of 0 touches nothing, also where psf is not finite.
 void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor& scale) {
-  check_lists(grads, psf, "psf_reuse_: grads and psf");
+  check_floating(grads, "psf_reuse_: grads");
+  check_pairs(grads, psf, "psf_reuse_: grads and psf");
   STD_TORCH_CHECK(is_table(scale.scalar_type()) && scale.dim() == 0 && scale.is_cpu(),
                   "psf_reuse_: scale: float32 or float64 of no dimension, on the CPU");
   double factor = dispatch_table(scale.scalar_type(), [&](auto t) {
