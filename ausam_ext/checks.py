@@ -60,7 +60,7 @@ def same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
 
 def number(name: str, value: object, accepted: str, ok) -> float:
     """A real number for which ``ok`` holds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, {accepted}, got {value!r}")
     if not (math.isfinite(value) and ok(value)):
         raise ValueError(f"{name}: expected {accepted}, got {value}")
@@ -68,8 +68,8 @@ def number(name: str, value: object, accepted: str, ok) -> float:
 
 
 def integer(name: str, value: object, low: int, high: int | None = None, high_name: str = "") -> int:
-    accepted = f"at least {low}" if high is None else f"from {low} to {high_name or 'at most'} {high}".strip()
-    if isinstance(value, bool) or not isinstance(value, int):
+    accepted = f"at least {low}" if high is None else f"from {low} to {high_name} {high}".replace("  ", " ")
+    if not isinstance(value, int):
         raise TypeError(f"{name}: expected an integer, {accepted}, got {value!r}")
     if value < low or (high is not None and value > high):
         raise ValueError(f"{name}: expected an integer {accepted}, got {value}")
@@ -196,5 +196,5 @@ def psf_capture_(psf, grads, *, norm_last=None) -> None:
 def psf_reuse_(grads, psf, scale) -> None:
     _lists("psf", psf, "grads", grads)
     s = tensor("scale", scale, TABLE, dim=0)
-    if grads:
+    if grads and s.device.type != "cpu":
         same_device("scale", s, "grads[0]", grads[0])

@@ -324,8 +324,8 @@ def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: float | Te
     Args:
         grads: ``g_SGD``; float32, float64, bfloat16 or float16.
         psf: shape, dtype and device of ``grads``, one for one.
-        scale: ``gamma^(i - i*)``, a number, or a 0-d float32 or float64 tensor on the device of ``grads``. 0 leaves
-            ``grads`` as they are, even where ``psf`` is not finite.
+        scale: ``gamma^(i - i*)``: a number, or a 0-d float32 or float64 tensor, on the CPU or the device of
+            ``grads``. 0 leaves ``grads`` as they are, even where ``psf`` is not finite.
 
     Changes:
         ``grads``.
@@ -335,6 +335,6 @@ def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: float | Te
     """
     if not isinstance(scale, Tensor):
         value = checks.number("scale", scale, "a finite number", lambda v: True)
-        scale = torch.full((), value, dtype=torch.float64, device=grads[0].device if grads else None)
+        scale = torch.full((), value, dtype=torch.float64)
     _call("psf_reuse_", grads, psf, scale)
     increment_version(grads)

@@ -94,14 +94,17 @@ def perturb_(
     *,
     adaptive: bool = False,
 ) -> Tensor:
-    pairs = [(_wide(w), _wide(g)) for w, g in zip(params, grads, strict=True)]
-    norm = _global_norm([w * g if adaptive else g for w, g in pairs], accumulation_dtype(params))
-    usable = norm.isfinite() & (norm > 0)
-    scale = (rho / (norm + 1e-12)).where(usable, 0)
-    for p, backup, (w, g) in zip(params, backups, pairs, strict=True):
+    dtype = accumulation_dtype(params)
+    directions = [_wide(w) * _wide(g) if adaptive else g for w, g in zip(params, grads, strict=True)]
+    norm = _global_norm(directions, dtype)
+    scale = (rho / (norm + 1e-12)).where(norm.isfinite() & (norm > 0), 0)
+    for p, g, backup in zip(params, grads, backups, strict=True):
         backup.copy_(p)
-        epsilon = scale.to(w) * (w * w * g if adaptive else g)
-        p.copy_(w + epsilon.where(usable.to(w.device) & (scale.to(w.device) != 0), 0))
+        w, step = _wide(p), _wide(g)
+        if adaptive:
+            step = w * w * step
+        s = scale.to(w)
+        p.copy_((w + s * step).where(s != 0, w))
     return norm
 
 
@@ -123,8 +126,9 @@ def psf_capture_(
 
 def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: Tensor) -> None:
     for g, p in zip(grads, psf, strict=True):
-        s = scale.to(_wide(g))
-        g.copy_(_wide(g) + (s * _wide(p)).where(s != 0, 0))
+        x = _wide(g)
+        s = scale.to(x)
+        g.copy_((x + s * _wide(p)).where(s != 0, x))
 
 
 def accumulation_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -1,0 +1,235 @@
+"""Every argument of every function: the right exception, its name and value in the message, nothing changed."""
+
+import pytest
+import torch
+from helpers import exponential, same_bits
+
+from ausam_ext import ops
+
+NAN, INF = float("nan"), float("inf")
+META = torch.device("meta")
+INT, LONG, F32, F64 = torch.int32, torch.int64, torch.float32, torch.float64
+
+
+def good(name):
+    table = {"total": torch.rand(10), "count": torch.ones(10, dtype=INT)}
+    index = torch.tensor([1, 2, 3, 9])
+    params = [torch.randn(3, 2), torch.randn(4)]
+    grads, third = [torch.randn_like(p) for p in params], [torch.randn_like(p) for p in params]
+    weights = {"s_min": 0.1, "s_max": 1.0}
+    return {
+        "dlp": {"loss": torch.rand(4), "loss_perturbed": torch.rand(4)},
+        "adlp_update_": {**table, "index": index, "loss": torch.rand(4), "loss_perturbed": torch.rand(4)},
+        "subset_sample": {"scores": torch.rand(2, 4), "k": 2, **weights, "noise": exponential(2, 4)},
+        "adlp_sample": {**table, "index": index, "k": 2, **weights, "noise": exponential(4)},
+        "sliced_variance": {"norms": torch.rand(10), "slices": 5},
+        "perturb_": {"params": params, "grads": grads, "backups": third, "rho": 0.1, "adaptive": False},
+        "restore_": {"params": params, "backups": grads},
+        "psf_capture_": {"psf": params, "grads": grads, "norm_last": 1},
+        "psf_reuse_": {"grads": params, "psf": grads, "scale": 0.5},
+    }[name]
+
+
+def sparse(*shape):
+    return torch.ones(shape).to_sparse()
+
+
+def floats(argument, shape, also=()):
+    """What every floating-point tensor argument refuses."""
+    return [
+        (argument, torch.ones(shape, dtype=LONG), TypeError, "torch.int64"),
+        (argument, torch.ones(shape, dtype=torch.complex64), TypeError, "torch.complex64"),
+        (argument, [1.0, 2.0], TypeError, "[1.0, 2.0]"),
+        (argument, None, TypeError, "None"),
+        (argument, sparse(*shape), TypeError, "sparse"),
+        *also,
+    ]
+
+
+def numbers(argument, *wrong):
+    return [
+        *((argument, value, ValueError, str(value)) for value in (*wrong, NAN, INF, -INF)),
+        (argument, "1", TypeError, "'1'"),
+    ]
+
+
+def integers(argument, *wrong):
+    return [
+        *((argument, value, ValueError, str(value)) for value in wrong),
+        (argument, 1.5, TypeError, "1.5"),
+    ]
+
+
+TABLE = [
+    *floats("total", (10,), [("total", torch.rand(10).half(), TypeError, "torch.float16")]),
+    ("total", torch.rand(2, 5), ValueError, "(2, 5)"),
+    ("count", torch.ones(10, dtype=LONG), TypeError, "torch.int64"),
+    ("count", torch.ones(9, dtype=INT), ValueError, "(9,)"),
+    ("count", torch.ones(10, dtype=INT, device=META), ValueError, "meta"),
+    ("index", torch.rand(4), TypeError, "torch.float32"),
+    ("index", [1, 2, 3, 9], TypeError, "[1, 2, 3, 9]"),
+    ("index", torch.tensor([1, 2, 3, 10]), IndexError, "10"),
+    ("index", torch.tensor([1, -7, 3, 9]), IndexError, "-7"),
+    ("index", torch.tensor([1, 2, 3, 2**31 - 1], dtype=INT), IndexError, "2147483647"),
+    ("index", torch.tensor([1, 2, 3, 9], device=META), ValueError, "meta"),
+    ("invalid", torch.zeros((), dtype=LONG), TypeError, "torch.int64"),
+    ("invalid", torch.zeros(1, dtype=INT), ValueError, "(1,)"),
+    ("invalid", torch.zeros((), dtype=INT, device=META), ValueError, "meta"),
+    ("invalid", 0, TypeError, "0"),
+]
+SAMPLE = [
+    *integers("k", 0, -1, 5),
+    *numbers("s_min", 0, 0.0, -0.1),
+    *numbers("s_max", 0.05, -1),
+    ("noise", exponential(2, 4).double(), TypeError, "torch.float64"),
+    ("noise", exponential(8), ValueError, "(8,)"),
+    ("noise", torch.rand(2, 4, device=META), ValueError, ""),
+    ("noise", 1.0, TypeError, "1.0"),
+    ("generator", torch.Generator(), ValueError, "Generator"),  # beside noise
+    ("generator", 17, TypeError, "17"),
+]
+
+
+def tensor_lists(first, other):
+    """What two lists that go together refuse; `first` holds shapes (3, 2) and (4)."""
+    return [
+        (first, torch.rand(3, 2), TypeError, "tensor("),
+        (first, None, TypeError, "None"),
+        (first, [torch.randn(3, 2), None], TypeError, "None"),
+        (first, [torch.randn(3, 2)], ValueError, "1"),
+        (other, [torch.randn(3, 2)], ValueError, "1"),
+        (other, [torch.randn(3, 2), torch.randn(5)], ValueError, "(5,)"),
+        (other, [torch.randn(2, 3), torch.randn(4)], ValueError, "(2, 3)"),
+        (other, [torch.randn(3, 2), torch.randn(4).double()], TypeError, "torch.float64"),
+        (other, [torch.randn(3, 2), torch.randn(4, device=META)], ValueError, "meta"),
+        (other, [sparse(3, 2), torch.randn(4)], TypeError, "sparse"),
+        (other, "ab", TypeError, "'ab'"),
+    ]
+
+
+def floating_lists(first, other):
+    return [
+        *tensor_lists(first, other),
+        (first, [torch.ones(3, 2, dtype=LONG), torch.randn(4)], TypeError, "torch.int64"),
+    ]
+
+
+CASES = {
+    "dlp": [
+        *floats("loss", (4,)),
+        *floats("loss_perturbed", (4,)),
+        ("loss_perturbed", torch.rand(3), ValueError, "(3,)"),
+        ("loss_perturbed", torch.rand(4, 1), ValueError, "(4, 1)"),
+        ("loss_perturbed", torch.rand(4).double(), TypeError, "torch.float64"),
+        ("loss_perturbed", torch.rand(4, device=META), ValueError, "meta"),
+    ],
+    "adlp_update_": [
+        *TABLE,
+        ("index", torch.tensor([[1, 2, 3, 9]]), ValueError, "(1, 4)"),
+        *floats("loss", (4,)),
+        *floats("loss_perturbed", (4,)),
+        ("loss", torch.tensor(0.5), ValueError, "()"),  # a mean
+        ("loss", torch.rand(5), ValueError, "(5,)"),
+        ("loss", torch.rand(4, device=META), ValueError, "meta"),
+        ("loss_perturbed", torch.rand(5), ValueError, "(5,)"),
+        ("loss_perturbed", torch.rand(4).bfloat16(), TypeError, "torch.bfloat16"),
+        ("loss_perturbed", torch.rand(4, device=META), ValueError, "meta"),
+    ],
+    "subset_sample": [
+        *floats("scores", (2, 4), [("scores", torch.rand(2, 4).half(), TypeError, "torch.float16")]),
+        ("scores", torch.tensor(1.0), ValueError, "()"),
+        *SAMPLE,
+    ],
+    "adlp_sample": [*TABLE, ("index", torch.tensor(1), ValueError, "()"), *SAMPLE],
+    "sliced_variance": [
+        *floats("norms", (10,), [("norms", torch.rand(10).half(), TypeError, "torch.float16")]),
+        ("norms", torch.rand(9), ValueError, "9"),
+        ("norms", torch.rand(2, 5), ValueError, "(2, 5)"),
+        *integers("slices", 0, -3),
+    ],
+    "perturb_": [
+        *floating_lists("params", "grads"),
+        *floating_lists("params", "backups"),
+        *numbers("rho", -0.1),
+        ("adaptive", "yes", TypeError, "'yes'"),
+    ],
+    "restore_": tensor_lists("params", "backups"),
+    "psf_capture_": [*floating_lists("psf", "grads"), *integers("norm_last", 0, 3)],
+    "psf_reuse_": [
+        *floating_lists("grads", "psf"),
+        *numbers("scale"),
+        ("scale", torch.tensor(1), TypeError, "torch.int64"),
+        ("scale", torch.tensor([0.5]), ValueError, "(1,)"),
+        ("scale", torch.tensor(0.5, device=META), ValueError, "meta"),
+    ],
+}
+ALL = [(name, *case) for name, cases in CASES.items() for case in cases]
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value] if value.device.type == "cpu" and value.layout == torch.strided else []
+    return [t for v in value for t in tensors(v)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "error", "shown"), ALL)
+def test_refused(backend, name, argument, value, error, shown):
+    arguments = good(name)
+    if name == "subset_sample" and argument == "scores":
+        arguments.pop("noise")  # refused also, and before, noise would be drawn for it
+    arguments[argument] = value
+    given = [t for v in arguments.values() for t in tensors(v)]
+    before = [t.clone() for t in given]
+    random_state = torch.get_rng_state()
+    with pytest.raises(error) as caught:
+        getattr(ops, name)(**arguments)
+    message = str(caught.value)
+    assert type(caught.value) is error
+    partners = {"params", "grads", "backups", "psf"} if isinstance(value, (list, tuple, str)) else set()
+    assert any(message.startswith(a) for a in {argument, *partners}), message
+    assert shown in message, message
+    assert all(same_bits(t, b) for t, b in zip(given, before, strict=True))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_argument_is_in_the_table(name):
+    import inspect
+
+    tried = {argument for argument, *_ in CASES[name]}
+    assert tried == set(inspect.signature(getattr(ops, name)).parameters)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_good_arguments_are_accepted(backend, name):
+    getattr(ops, name)(**good(name))
+
+
+@pytest.mark.parametrize("name", ["subset_sample", "adlp_sample"])
+def test_a_refused_call_draws_nothing(backend, name):
+    arguments = good(name)
+    arguments["noise"] = None
+    arguments["k"] = 99
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    with pytest.raises(ValueError, match="k: "):
+        getattr(ops, name)(**arguments, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_called_past_the_python_functions_are_safe(name):
+    """torch.ops.ausam_ext.<name> is public too: wrong lengths must not reach memory."""
+    short = good(name)
+    short.pop("generator", None)
+    argument = {"sliced_variance": "slices", "subset_sample": "k", "adlp_sample": "k"}.get(name)
+    if argument:
+        short[argument] = 10**6
+    else:
+        argument = list(short)[1]
+        value = short[argument]
+        short[argument] = value[:1] if isinstance(value, list) else value[:2]
+    if name == "psf_reuse_":
+        short["scale"] = torch.tensor(0.5)
+    with pytest.raises((RuntimeError, ValueError)):
+        getattr(torch.ops.ausam_ext, name)(**short)

@@ -1,0 +1,150 @@
+"""perturb_, restore_, psf_capture_ and psf_reuse_ on lists of tensors of every layout."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import FLOATING, assert_error_at_most_twice, like, same_bits, tensor_list
+
+from ausam_ext import ops
+
+NAN, INF = float("nan"), float("inf")
+RHO = 0.05
+
+
+def exact_norm_of(tensors):
+    flat = torch.cat([t.double().flatten() for t in tensors]).numpy().astype(np.longdouble)
+    return torch.tensor(float(np.sqrt((flat * flat).sum())), dtype=torch.float64)
+
+
+def scalar_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_perturb(backend, dtype, adaptive):
+    params = tensor_list(dtype)
+    grads, backups = like(params, 1), like(params, 2)
+    before = [p.clone() for p in params]
+    pointers = [p.data_ptr() for p in params]
+    directions = [w.double() * g.double() if adaptive else g.double() for w, g in zip(params, grads, strict=True)]
+    exact_norm = exact_norm_of(directions)
+    plain_norm = torch.stack([(w * g if adaptive else g).norm() for w, g in zip(params, grads, strict=True)]).norm()
+
+    norm = ops.perturb_(params, grads, backups, RHO, adaptive=adaptive)
+
+    assert norm.dtype == scalar_dtype(dtype) and norm.shape == ()
+    assert_error_at_most_twice(norm, plain_norm, exact_norm)
+    assert [p.data_ptr() for p in params] == pointers
+    for w, g, p, backup in zip(before, grads, params, backups, strict=True):
+        assert same_bits(backup, w)
+        if w.numel():
+            step = w * w * g if adaptive else g
+            step64 = (w.double() ** 2 if adaptive else 1) * g.double()
+            plain = w + (RHO / (plain_norm + 1e-12)).to(dtype) * step
+            assert_error_at_most_twice(p, plain, w.double() + RHO / (exact_norm + 1e-12) * step64)
+    ops.restore_(params, backups)
+    assert all(same_bits(p, w) for p, w in zip(params, before, strict=True))
+    assert [p.data_ptr() for p in params] == pointers
+
+
+@pytest.mark.parametrize("value", [0.0, NAN, INF])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_norm_that_is_zero_or_not_finite_perturbs_nothing(backend, value, adaptive):
+    params = tensor_list(torch.float32)
+    grads, backups = [torch.zeros_like(p) for p in params], [torch.empty_like(p) for p in params]
+    grads[0][2, 2] = value
+    before = [p.clone() for p in params]
+    norm = ops.perturb_(params, grads, backups, RHO, adaptive=adaptive)
+    assert not (norm > 0 and norm.isfinite())
+    assert all(same_bits(p, w) and same_bits(b, w) for p, b, w in zip(params, backups, before, strict=True))
+
+
+def test_rho_zero_changes_no_bit(backend):
+    params = [torch.tensor([-0.0, 1.0, NAN])]
+    before, backups = params[0].clone(), [torch.empty(3)]
+    ops.perturb_(params, [torch.tensor([1.0, INF, -1.0])], backups, 0.0)
+    ops.perturb_(params, [torch.tensor([1.0, 2.0, -1.0])], backups, 0.0)
+    assert same_bits(params[0], before) and same_bits(backups[0], before)
+
+
+def test_mixed_dtypes_in_one_list(backend):
+    params = [torch.randn(5).to(d) for d in FLOATING]
+    grads, backups = [torch.randn(5).to(d) for d in FLOATING], [torch.empty(5, dtype=d) for d in FLOATING]
+    before = [p.clone() for p in params]
+    exact = exact_norm_of(grads)
+    norm = ops.perturb_(params, grads, backups, RHO)
+    assert norm.dtype == torch.float64
+    torch.testing.assert_close(norm, exact, rtol=1e-12, atol=0)
+    for p, w, g in zip(params, before, grads, strict=True):
+        eps = torch.finfo(p.dtype).eps
+        torch.testing.assert_close(p.double(), w.double() + RHO / (exact + 1e-12) * g.double(), rtol=eps, atol=eps)
+
+
+def test_large_gradients_do_not_overflow_the_norm():
+    """Squares of float32 above 1.8e19 do; the compiled kernels sum in float64."""
+    norm = ops.perturb_([torch.zeros(4)], [torch.full((4,), 1e30)], [torch.empty(4)], RHO)
+    assert norm.item() == pytest.approx(2e30)
+
+
+def test_restore_takes_any_dtype(backend):
+    sources = [torch.tensor(7), torch.tensor([True, False]), torch.tensor([1 + 2j]), torch.tensor([NAN, -0.0])]
+    targets = [torch.zeros_like(s) for s in sources]
+    ops.restore_(targets, sources)
+    assert all(same_bits(t, s) for t, s in zip(targets, sources, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("norm_last", [None, 1, 3, 9])
+def test_psf_capture(backend, dtype, norm_last):
+    sgd = tensor_list(dtype)
+    grads, psf = like(sgd, 1), [t.clone() for t in sgd]
+    before = [g.clone() for g in grads]
+    psf_norm, sgd_norm = ops.psf_capture_(psf, grads, norm_last=norm_last)
+    last = slice(len(sgd) - norm_last, None) if norm_last else slice(None)
+    for p, s, g in zip(psf, sgd, grads, strict=True):
+        if p.numel():
+            assert_error_at_most_twice(p, g - s, g.double() - s.double())
+    for norm, tensors in ((psf_norm, psf), (sgd_norm, sgd)):
+        assert norm.dtype == scalar_dtype(dtype) and norm.shape == ()
+        plain = torch.stack([t.norm() for t in tensors[last]]).norm()
+        assert_error_at_most_twice(norm, plain, exact_norm_of(tensors[last]))
+    assert all(same_bits(g, b) for g, b in zip(grads, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("scale", [0.9, torch.tensor(0.9), torch.tensor(-2.5, dtype=torch.float64)])
+def test_psf_reuse(backend, dtype, scale):
+    grads = tensor_list(dtype)
+    psf, before = like(grads, 1), [g.clone() for g in grads]
+    ops.psf_reuse_(grads, psf, scale)
+    for g, w, p in zip(grads, before, psf, strict=True):
+        if g.numel():
+            # The scale is rounded to the dtype that is computed in, as torch does with alpha=.
+            s = torch.as_tensor(scale, dtype=torch.float64).to(scalar_dtype(dtype))
+            assert_error_at_most_twice(g, w + s.to(dtype) * p, w.double() + s.double() * p.double())
+
+
+def test_psf_reuse_with_scale_zero_changes_no_bit(backend):
+    grads = [torch.tensor([-0.0, 1.0, 2.0])]
+    before = grads[0].clone()
+    ops.psf_reuse_(grads, [torch.tensor([1.0, NAN, INF])], 0.0)
+    assert same_bits(grads[0], before)
+
+
+def test_empty_lists(backend):
+    assert ops.perturb_([], [], [], RHO).item() == 0
+    assert [x.item() for x in ops.psf_capture_([], [])] == [0, 0]
+    ops.restore_([], [])
+    ops.psf_reuse_([], [], 0.5)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(threads):
+    params, grads = tensor_list(torch.float32), like(tensor_list(torch.float32), 1)
+    results = []
+    for n in (1, 2, 3, 8):
+        threads(n)
+        w, psf = [p.clone() for p in params], [g.clone() for g in grads]
+        norm = ops.perturb_(w, grads, [torch.empty_like(p) for p in w], RHO)
+        results.append([norm, *ops.psf_capture_(psf, params), *w, *psf])
+    assert all(same_bits(a, b) for r in results for a, b in zip(r, results[0], strict=True))
