@@ -1,0 +1,55 @@
+# Everything is installed into .venv, and the tests run against the package there, not against the source tree.
+PYTHON ?= python3
+# The torch that .venv gets, when it is made: any release from 2.11 on.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+SOURCES := pyproject.toml setup.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
+CXX_FILES := $(shell find csrc -type f)
+
+.PHONY: demo test test-install bench lint format clean
+.NOTPARALLEL:
+
+demo: .venv/with-demo .venv/installed
+	$(BIN)/python -P -m ausam_ext.demo
+
+test: .venv/with-test .venv/installed
+	$(BIN)/pytest
+
+# Builds and installs the package in environments of its own: downloads two releases of torch, which needs 12 GB of disk.
+test-install: .venv/with-test .venv/installed
+	$(BIN)/pytest -m install
+
+bench: .venv/with-test .venv/installed
+	$(BIN)/pytest --benchmark-only benchmarks
+
+lint: .venv/with-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: .venv/with-lint
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+# With the build's own tools (pyproject.toml's build-system.requires), so that a rebuild compiles what changed alone.
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install '$(TORCH)' setuptools pybind11 ninja
+	touch $@
+
+# What one of pyproject.toml's optional-dependencies names.
+.venv/with-%: pyproject.toml | .venv/torch
+	$(BIN)/pip install --no-build-isolation '.[$*]'
+	touch $@
+
+# build/lib would keep modules that are gone from the source tree.
+.venv/installed: $(SOURCES) | .venv/torch
+	rm -rf build/lib*
+	$(BIN)/pip install -q --no-build-isolation --no-deps .
+	touch $@
