@@ -66,8 +66,11 @@ class RateController:
             checks.tensor("psf_norm", psf_norm, checks.FLOATING, dim=0)
             checks.tensor("sgd_norm", sgd_norm, checks.FLOATING, dim=0)
             self._observed.append(torch.stack((psf_norm.detach(), sgd_norm.detach())))
-        else:
-            self._observed.append((float(psf_norm), float(sgd_norm)))
+            return
+        for name, value in (("psf_norm", psf_norm), ("sgd_norm", sgd_norm)):
+            if not isinstance(value, (int, float, Tensor)):
+                raise TypeError(f"{name}: expected a number or a 0-d tensor, got {value!r}")
+        self._observed.append((float(psf_norm), float(sgd_norm)))
 
     def update(self) -> float:
         """Closes a window: computes ``s`` for the next one and returns it (Eq. 14).

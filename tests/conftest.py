@@ -1,5 +1,7 @@
 """Backends: every test that takes `backend` runs on the compiled kernels and on the reference kernels."""
 
+import socket
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -51,3 +53,10 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -1,0 +1,170 @@
+"""Building and installing: what users do, in environments made for the purpose, with the source tree out of reach."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import torch
+
+import ausam_ext
+
+ROOT = Path(__file__).parent.parent
+CHECK = ROOT / "tests" / "packaging" / "check_installed.py"
+HERE = torch.__version__.split("+")[0]
+BUILT = (".git", ".venv", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+
+
+def run(*command, cwd, fails=False, **environment):
+    """Runs a command where the source tree is not on the path, and returns what it printed."""
+    own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "AUSAM_EXT_BACKEND")}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**own, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert (done.returncode != 0) == fails, f"{command} ended with {done.returncode}:\n{done.stdout[-8000:]}"
+    return done.stdout
+
+
+def check(python, folder, kernels="compiled", **environment):
+    output = run(python, CHECK, folder, kernels, cwd=folder, **environment)
+    return json.loads(output.splitlines()[-1])
+
+
+def build_wheel(python, source, folder, **how):
+    """pip's own isolated build, against the torch that is installed beside `python`."""
+    output = run(python, "-m", "pip", "wheel", "--no-deps", "-w", folder, source, cwd=folder, **how)
+    return output if how.get("fails") else next(Path(folder).glob("*.whl"))
+
+
+def unpack(wheel, folder):
+    """Installs a wheel beside, not into, the environment of `sys.executable`."""
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", folder, wheel, cwd=wheel.parent)
+    return folder
+
+
+def test_the_installed_package_is_tested():
+    installed = distribution("ausam_ext")
+    if json.loads(installed.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable"):
+        pytest.skip("an editable installation is the source tree on purpose")
+    assert Path(ausam_ext.__file__).resolve() in {f.locate().resolve() for f in installed.files}
+    assert Path(ausam_ext.__file__).resolve() != (ROOT / "ausam_ext" / "__init__.py").resolve()
+
+
+def test_one_version():
+    assert distribution("ausam_ext").version == ausam_ext.__version__
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The source tree as it is checked out: pip builds in the tree that it is given."""
+    folder = tmp_path_factory.mktemp("source") / "ausam_ext"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*BUILT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdist(source, tmp_path_factory):
+    """Made where there is no torch."""
+    folder = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "build", cwd=folder)
+    run(python, "-m", "build", "--sdist", "--outdir", folder, source, cwd=folder)
+    assert "No module named 'torch'" in run(python, "-c", "import torch", cwd=folder, fails=True)
+    shutil.rmtree(folder / "venv")
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """Made of the sdist, for the torch that runs these tests."""
+    return build_wheel(sys.executable, sdist, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module", params=["torch==2.11.0", "torch"], ids=["oldest", "newest"])
+def environment(request, tmp_path_factory):
+    """The Python of an environment with another torch: several GB, so there is one at a time."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", folder, cwd=folder)
+    python = folder / "bin" / "python"
+    if request.param == "torch":  # all of the newest; the oldest goes with the pip that Python brings along
+        run(python, "-m", "pip", "install", "--upgrade", "pip", cwd=folder)
+    run(python, "-m", "pip", "install", "--no-cache-dir", request.param, cwd=folder)
+    yield python
+    shutil.rmtree(folder)
+
+
+@pytest.mark.install
+def test_sdist_holds_the_sources(sdist):
+    with tarfile.open(sdist) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    csrc = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    assert csrc | {"LICENSE", "README.md", "setup.py", "pyproject.toml", "ausam_ext/py.typed"} <= files
+    assert not [f for f in files if f.endswith((".so", ".o", ".pyc"))]
+
+
+@pytest.mark.install
+def test_wheel_holds_the_package_alone(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        files = set(archive.namelist())
+    assert {f.partition("/")[0] for f in files} == {
+        "ausam_ext",
+        f"ausam_ext-{ausam_ext.__version__}.dist-info",
+    }
+    assert not [f for f in files if f.endswith((".cpp", ".h", ".cu", ".cuh"))]
+    python = {str(p.relative_to(ROOT)) for p in (ROOT / "ausam_ext").rglob("*.py")}
+    assert python | {"ausam_ext/py.typed"} <= files
+    assert [f for f in files if f.endswith("/LICENSE")]
+
+
+@pytest.mark.install
+def test_wheel_runs_under_another_torch(wheel, environment):
+    run(environment, "-m", "pip", "install", "--no-deps", "--force-reinstall", wheel, cwd=wheel.parent)
+    versions = check(environment, environment.parent.parent)
+    print(f"built with torch {versions['built_with']}, ran under {versions['torch']}")
+    assert versions["built_with"] == HERE  # and not with a torch that pip fetched for the build
+
+
+@pytest.mark.install
+def test_wheel_built_with_another_torch_runs_here(sdist, environment, tmp_path):
+    other = run(environment, "-c", "import torch; print(torch.__version__)", cwd=tmp_path).splitlines()[-1]
+    folder = unpack(build_wheel(environment, sdist, tmp_path), tmp_path / "site")
+    versions = check(sys.executable, folder, PYTHONPATH=str(folder))
+    print(f"built with torch {versions['built_with']}, ran under {versions['torch']}")
+    assert versions == {"torch": HERE, "built_with": other.partition("+")[0]}
+
+
+@pytest.mark.install
+def test_editable_install(source, environment):
+    run(environment, "-m", "pip", "install", "--no-deps", "-e", source, cwd=source.parent)
+    check(environment, source)
+
+
+@pytest.mark.install
+def test_no_compiler_leaves_the_reference(sdist, tmp_path):
+    without = {"PATH": str(tmp_path), "CXX": "c++"}
+    folder = unpack(build_wheel(sys.executable, sdist, tmp_path, **without), tmp_path / "site")
+    check(sys.executable, folder, kernels="reference", PYTHONPATH=str(folder))
+    report = run(sys.executable, "-m", "ausam_ext", cwd=folder, PYTHONPATH=str(folder))
+    assert "cpu: reference kernels" in report
+    assert "install one (Debian: apt install g++" in report
+
+
+@pytest.mark.install
+def test_compile_error_fails_the_install(source, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken, ignore=shutil.ignore_patterns(*BUILT))
+    with (broken / "csrc" / "module.cpp").open("a") as module:
+        module.write("#error deliberately broken\n")
+    assert "#error deliberately broken" in build_wheel(sys.executable, broken, tmp_path, fails=True)

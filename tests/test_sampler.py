@@ -1,0 +1,297 @@
+"""AUSAMBatchSampler: its plan, the same choice within the loop, epochs, processes, resume."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from ausam_ext import ADLP, AUSAMBatchSampler, reference
+
+N = 203
+
+
+def scored(n=N, seed=0):
+    """A table as after some epochs: some samples never visited."""
+    adlp, g = ADLP(n), torch.Generator().manual_seed(seed)
+    index = torch.randint(0, n, (3 * n,), generator=g)
+    adlp.update(index, torch.zeros(3 * n), torch.rand(3 * n, generator=g))
+    return adlp
+
+
+def epoch_of(batches, epoch):
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 32, 203, 500])
+def test_full_epochs_are_permutations_cut_into_batches(shuffle, drop_last, batch_size):
+    batches = AUSAMBatchSampler(scored(), batch_size, full_epochs=3, shuffle=shuffle, drop_last=drop_last)
+    epochs = [epoch_of(batches, e) for e in range(3)]
+    whole = N // batch_size
+    for rows in epochs:
+        assert len(rows) == len(batches) == (whole if drop_last else math.ceil(N / batch_size))
+        assert all(len(row) == batch_size for row in rows[:whole])
+        flat = [i for row in rows for i in row]
+        assert len(flat) == (whole * batch_size if drop_last else N)
+        if shuffle:
+            assert sorted(flat) == sorted(set(flat)) and set(flat) <= set(range(N))
+        else:
+            assert flat == list(range(len(flat)))
+    if whole:
+        assert (epochs[0] != epochs[1]) == shuffle
+
+
+@pytest.mark.parametrize(
+    ("alpha", "size", "kept"),
+    [(0.5, 128, 64), (0.29, 100, 29), (0.58, 200, 116), (0.5, 5, 2), (0.01, 10, 1), (1.0, 10, 10), (0.999, 10, 9)],
+)
+def test_number_of_samples_kept(alpha, size, kept):
+    batches = AUSAMBatchSampler(scored(2 * size), size, alpha)
+    assert [len(row) for row in epoch_of(batches, 1)] == [kept, kept]
+
+
+def test_the_last_batch_keeps_its_own_share():
+    batches = AUSAMBatchSampler(scored(), 64, 0.5)
+    assert [len(row) for row in epoch_of(batches, 4)] == [32, 32, 32, 5]  # 203 - 192 = 11 samples
+
+
+def test_batches_keep_their_candidates_and_a_permutation_of_their_own():
+    adlp = scored()
+    everything = AUSAMBatchSampler(adlp, 64, 1.0, seed=5)
+    half = AUSAMBatchSampler(adlp, 64, 0.5, seed=5)
+    for epoch in (1, 2, 40):
+        for candidates, kept in zip(epoch_of(everything, epoch), epoch_of(half, epoch), strict=True):
+            positions = [candidates.index(i) for i in kept]
+            assert positions == sorted(positions)
+    assert epoch_of(half, 1) != epoch_of(half, 2)
+    assert epoch_of(AUSAMBatchSampler(adlp, 64, 0.5, seed=6), 1) != epoch_of(half, 1)
+
+
+def dataset(n=N):
+    return TensorDataset(torch.arange(n), torch.arange(n) * 10)
+
+
+def pretend_losses(index, epoch):
+    """Per-sample losses that differ by sample and epoch."""
+    g = torch.Generator().manual_seed(epoch)
+    table = torch.rand(N, 2, generator=g)
+    return table[index, 0], table[index, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_plan_equals_select_for_any_number_of_workers(backend, workers):
+    planned, looped = ADLP(N), ADLP(N)
+    options = {"batch_size": 32, "alpha": 0.4, "warmup_epochs": 3, "seed": 11}
+    batches = AUSAMBatchSampler(planned, **options)
+    loader = DataLoader(
+        dataset(), batch_sampler=batches, num_workers=workers, prefetch_factor=5 if workers else None
+    )
+    chooser = AUSAMBatchSampler(looped, **options)
+    whole = DataLoader(dataset(), batch_sampler=AUSAMBatchSampler(ADLP(N), 32, 1.0, seed=11))
+    for epoch in range(3 if workers else 6):
+        for b in (batches, chooser, whole.batch_sampler):
+            b.set_epoch(epoch)
+        pairs = zip(batches.indexed(loader), whole, strict=True)
+        for (index, (x, y)), (candidates, _) in pairs:
+            assert torch.equal(index, x) and torch.equal(y, x * 10)
+            keep = chooser.select(candidates)
+            assert torch.equal(candidates[keep], index)
+            planned.update(index, *pretend_losses(index, epoch))
+            looped.update(candidates[keep], *pretend_losses(index, epoch))
+    assert torch.equal(planned.total, looped.total) and planned.count.max() > planned.count.min()
+
+
+def test_the_choice_is_made_on_the_mean_dlp_with_the_ramp_of_s_max(monkeypatch):
+    adlp, seen = scored(), []
+    batches = AUSAMBatchSampler(adlp, 64, 0.5, s_min=0.1, s_max=0.5, warmup_epochs=30, shuffle=False)
+    sample = ADLP.sample
+
+    def spy(self, index, k, **options):
+        seen.append((options["s_max"], index, k, options["noise"]))
+        return sample(self, index, k, **options)
+
+    monkeypatch.setattr(ADLP, "sample", spy)
+    for epoch, s_max in ((1, 0.1 + 0.4 / 30), (15, 0.3), (30, 0.5), (200, 0.5)):
+        seen.clear()
+        rows = epoch_of(batches, epoch)
+        assert len(seen) == 2  # one call for the full batches, one for the last
+        for got, index, k, noise in seen:
+            assert got == pytest.approx(s_max, rel=1e-12)
+            expected = reference.subset_sample(adlp.mean()[index], k, s_min=0.1, s_max=got, noise=noise)
+            for candidates, positions in zip(index, expected, strict=True):
+                assert candidates[positions].tolist() == rows.pop(0)
+    no_ramp = AUSAMBatchSampler(adlp, 64, warmup_epochs=0)
+    seen.clear()
+    epoch_of(no_ramp, 1)
+    assert seen[0][0] == 1.0
+
+
+def test_high_scores_are_kept_more_often():
+    adlp = ADLP(256)
+    adlp.update(torch.arange(256), torch.zeros(256), torch.arange(256.0))
+    kept = torch.zeros(256)
+    batches = AUSAMBatchSampler(adlp, 64, 0.5, warmup_epochs=0)
+    for epoch in range(1, 201):
+        for row in epoch_of(batches, epoch):
+            kept[row] += 1
+    share = kept / 200
+    assert share[:64].mean() < 0.4 < 0.6 < share[-64:].mean()
+    assert share.min() > 0.05  # and none is overlooked
+
+
+@pytest.mark.parametrize("n", [10, 203, 7])
+@pytest.mark.parametrize("replicas", [2, 3, 4])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_processes_share_an_epoch(n, replicas, drop_last):
+    options = {"batch_size": 3, "num_replicas": replicas, "drop_last": drop_last, "seed": 2}
+    parts = [AUSAMBatchSampler(scored(n), rank=r, **options) for r in range(replicas)]
+    epochs = [epoch_of(p, 0) for p in parts]
+    assert len({len(rows) for rows in epochs}) == 1  # alike: no process waits for another
+    assert len(epochs[0]) == len(parts[0])
+    flat = [i for rows in epochs for row in rows for i in row]
+    if not drop_last:
+        assert set(flat) == set(range(n)) and len(flat) == math.ceil(n / replicas) * replicas
+    for rows in epochs:
+        assert len({i for row in rows for i in row}) == sum(len(row) for row in rows)  # repeated elsewhere
+
+
+def test_more_processes_than_samples():
+    parts = [AUSAMBatchSampler(ADLP(2), 4, rank=r, num_replicas=5) for r in range(5)]
+    assert {len(epoch_of(p, 0)) for p in parts} == {1}
+
+
+def test_without_set_epoch_epochs_follow_one_another():
+    """Otherwise a loop that forgets the call would train on full batches for ever."""
+    batches = AUSAMBatchSampler(scored(), 64)
+    loader = DataLoader(dataset(), batch_sampler=batches)
+    seen = []
+    for _ in range(3):
+        seen.append([index.tolist() for index, _ in batches.indexed(loader)])
+    assert seen == [epoch_of(AUSAMBatchSampler(scored(), 64), e) for e in range(3)]
+    assert batches.epoch == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 1, 5, 6, 7])
+def test_resumes_within_an_epoch(tmp_path, workers, stop):
+    """203 samples in batches of 32: six full ones and one of 11."""
+
+    def fresh():
+        adlp = scored()
+        batches = AUSAMBatchSampler(adlp, 32, warmup_epochs=4, seed=3)
+        return adlp, batches, DataLoader(dataset(), batch_sampler=batches, num_workers=workers)
+
+    def train(adlp, batches, loader, epochs, stop_at=None):
+        for epoch in epochs:
+            batches.set_epoch(epoch)
+            for step, (index, _) in enumerate(batches.indexed(loader), 1):
+                adlp.update(index, *pretend_losses(index, epoch))
+                seen.append((epoch, index.tolist()))
+                if (epoch, step) == stop_at:
+                    return
+
+    seen: list = []
+    train(*fresh(), range(1, 4))
+    expected, seen = seen, []
+    adlp, batches, loader = fresh()
+    if stop:
+        train(adlp, batches, loader, range(1, 4), stop_at=(2, stop))
+    else:
+        train(adlp, batches, loader, range(1, 2))
+    torch.save([adlp.state_dict(), batches.state_dict()], tmp_path / "state.pt")
+    adlp, batches, loader = fresh()
+    states = torch.load(tmp_path / "state.pt", weights_only=True)
+    adlp.load_state_dict(states[0])
+    batches.load_state_dict(states[1])
+    assert batches.epoch == 2
+    train(adlp, batches, loader, range(batches.epoch, 4))
+    assert seen == expected
+
+
+def test_select_resumes_too():
+    a, b = (AUSAMBatchSampler(scored(), 32, seed=1) for _ in range(2))
+    a.set_epoch(1)
+    candidates = torch.arange(32)
+    a.select(candidates)
+    b.load_state_dict(a.state_dict())
+    b.set_epoch(1)
+    for _ in range(100):  # past one block of noise
+        assert torch.equal(a.select(candidates), b.select(candidates))
+
+
+def test_select_keeps_whole_batches_in_full_epochs_and_accepts_int32():
+    batches = AUSAMBatchSampler(scored(), 32)
+    assert torch.equal(batches.select(torch.arange(20, dtype=torch.int32)), torch.arange(20))
+    batches.set_epoch(1)
+    assert len(batches.select(torch.arange(20, dtype=torch.int32))) == 10
+
+
+BAD = [
+    ({"adlp": torch.zeros(3)}, TypeError, "adlp: .*Tensor"),
+    ({"batch_size": 0}, ValueError, "batch_size: .*0"),
+    ({"batch_size": 8.0}, TypeError, "batch_size: .*8.0"),
+    ({"alpha": 0.0}, ValueError, "alpha: .*0.0"),
+    ({"alpha": 1.1}, ValueError, "alpha: .*1.1"),
+    ({"alpha": math.nan}, ValueError, "alpha: .*nan"),
+    ({"s_min": 0.0}, ValueError, "s_min: .*0.0"),
+    ({"s_max": 0.05}, ValueError, "s_max: .*0.05"),
+    ({"warmup_epochs": -1}, ValueError, "warmup_epochs: .*-1"),
+    ({"full_epochs": -1}, ValueError, "full_epochs: .*-1"),
+    ({"seed": -1}, ValueError, "seed: .*-1"),
+    ({"num_replicas": 0}, ValueError, "num_replicas: .*0"),
+    ({"rank": 2, "num_replicas": 2}, ValueError, "rank: .*2"),
+    ({"rank": -1, "num_replicas": 2}, ValueError, "rank: .*-1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        AUSAMBatchSampler(**{"adlp": ADLP(10), "batch_size": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (torch.arange(33), ValueError, "len.index.*32.*33"),
+        (torch.empty(0, dtype=torch.int64), ValueError, "len.index.*0"),
+        (torch.zeros(2, 2, dtype=torch.int64), ValueError, r"index: .*\(2, 2\)"),
+        ([1, 2], TypeError, r"index: .*\[1, 2\]"),
+        (torch.tensor([1, N]), IndexError, f"index: {N}"),
+    ],
+)
+def test_bad_select_changes_nothing(index, error, message):
+    batches = AUSAMBatchSampler(scored(), 32)
+    batches.set_epoch(1)
+    with pytest.raises(error, match=message):
+        batches.select(index)
+    assert batches.state_dict()["position"] == 0
+
+
+def test_indexed_refuses_a_loader_of_another_sampler():
+    batches = AUSAMBatchSampler(scored(), 32)
+    for loader in (DataLoader(dataset(), batch_size=32), [1, 2]):
+        with pytest.raises(ValueError, match="batch_sampler.*select"):
+            batches.indexed(loader)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"version": 2}, "version: .*2"), ({"batch_size": 16}, "batch_size: .*16"), ({"num_replicas": 2}, "num_replicas: .*2")],
+)
+def test_a_state_that_does_not_fit_is_refused(change, message):
+    batches = AUSAMBatchSampler(scored(), 32)
+    state = {**batches.state_dict(), "epoch": 5, "position": 3, **change}
+    with pytest.raises(ValueError, match=message):
+        batches.load_state_dict(state)
+    assert batches.epoch == 0
+    batches.load_state_dict({**state, "version": 1, "position": 0})  # between epochs sizes may change
+    assert batches.epoch == 5
+
+
+def test_bad_epoch():
+    with pytest.raises(ValueError, match="epoch: .*-1"):
+        AUSAMBatchSampler(ADLP(4), 2).set_epoch(-1)
