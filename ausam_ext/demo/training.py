@@ -1,0 +1,123 @@
+"""One training loop for all methods, as a user would write it."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .. import ADLP, SAM, VSAM, AUSAMBatchSampler
+from .data import CLASSES, Digits
+from .methods import METHODS
+
+# The same for all methods.
+HYPERPARAMETERS = {
+    "batch_size": 64,
+    "learning_rate": 0.05,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "rho": 0.2,
+    "vsam_warmup_epochs": 3,
+}
+
+
+@dataclass
+class Run:
+    """One training: what it cost and what came out."""
+
+    method: str
+    seed: int
+    seconds: list[float] = field(default_factory=list)  # of each epoch
+    samples: int = 0  # through forward and backward
+    chosen: list[Tensor] = field(default_factory=list)  # of each epoch: the samples trained on
+    sampled: list[bool] = field(default_factory=list)  # of each step: whether it took the second pass
+    rate: list[float] = field(default_factory=list)  # of each step, vSAM's sampling rate
+    psf_norm: list[float] = field(default_factory=list)  # of each of vSAM's steps with a second pass
+    adlp: Tensor = field(default_factory=lambda: torch.empty(0))  # of each sample, at the end
+    wrong: Tensor = field(default_factory=lambda: torch.empty(0))  # of each sample, whether its label is
+    accuracy: float = 0.0  # at the end, in percent
+
+
+def network() -> nn.Module:
+    def block(channels: int, filters: int) -> nn.Module:
+        convolution = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(filters), nn.ReLU())
+
+    features = [block(1, 16), block(16, 32), nn.MaxPool2d(2), block(32, 64), nn.MaxPool2d(2)]
+    model = nn.Sequential(*features, nn.Flatten(), nn.Linear(64 * 2 * 2, CLASSES))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on the CPU
+
+
+def train(run: Run, digits: Digits, epochs: int, device: torch.device) -> Iterator[None]:
+    """Trains and fills in ``run``. Pauses after each epoch, so that methods can take turns."""
+    method, hyper = METHODS[run.method], HYPERPARAMETERS
+    torch.manual_seed(run.seed)
+    model = network().to(device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), hyper["learning_rate"], hyper["momentum"], weight_decay=hyper["weight_decay"]
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+
+    adlp = ADLP(len(digits.train), device=device)
+    batches = AUSAMBatchSampler(adlp, int(hyper["batch_size"]), **method.sampler, seed=run.seed)
+    loader = DataLoader(digits.train, batch_sampler=batches, collate_fn=lambda batch: batch)
+
+    warmup_steps = int(hyper["vsam_warmup_epochs"]) * len(batches)
+    if method.vsam is None:
+        sam = SAM(model, hyper["rho"])
+    else:
+        sam = VSAM(model, hyper["rho"], warmup_steps=warmup_steps, seed=run.seed, **method.vsam)
+
+    def forward_backward(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y, reduction="none")
+        loss.mean().backward()
+        return loss
+
+    for epoch in range(epochs):
+        batches.set_epoch(epoch)
+        model.train()
+        chosen: list[Tensor] = []
+        sampled: list[bool] = []
+        start = time.perf_counter()
+        for index, (x, y) in batches.indexed(loader):
+            if isinstance(sam, VSAM):
+                run.rate.append(sam.controller.rate if len(run.rate) >= warmup_steps else 1.0)
+            if method.sam:
+                loss, loss_perturbed = sam.backward(partial(forward_backward, x, y))
+            else:
+                loss, loss_perturbed = forward_backward(x, y), None
+            if method.adlp and loss_perturbed is not None:
+                adlp.update(index, loss, loss_perturbed)
+            optimizer.step()
+            chosen.append(index)
+            sampled.append(loss_perturbed is not None)
+        synchronize(device)
+        run.seconds.append(time.perf_counter() - start)
+        schedule.step()
+
+        run.samples += sum(len(index) * (1 + second) for index, second in zip(chosen, sampled, strict=True))
+        run.chosen.append(torch.cat(chosen).cpu())
+        run.sampled += sampled
+        if isinstance(sam, VSAM) and any(sampled):
+            observed = sam.controller.state_dict()["observed"][-sum(sampled) :]
+            run.psf_norm += [psf_norm for psf_norm, _ in observed]
+        yield
+    run.adlp, run.wrong = adlp.mean().cpu(), digits.wrong
+    run.accuracy = accuracy(model, digits)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, digits: Digits) -> float:
+    """Test images that are recognised, in percent."""
+    model.eval()
+    return 100 * (model(digits.test.x).argmax(1) == digits.test.y).double().mean().item()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
