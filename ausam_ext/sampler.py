@@ -114,7 +114,8 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         """Yields ``(index, batch)`` for every batch of a ``DataLoader`` that has this as its ``batch_sampler``.
 
         ``index`` is ``[samples in the batch]``, int64, on the table's device: what ``ADLP.update`` takes. Also counts
-        the batches, for :meth:`state_dict`, and moves on to the next epoch after the last.
+        the batches, for :meth:`state_dict`, and moves on to the next epoch after the last. Workers get seeds that
+        depend on ``seed``, the epoch and where it begins; torch's own generator is left as it is.
 
         Raises:
             ValueError: ``loader`` has another batch sampler.
@@ -127,7 +128,14 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         return self._indexed(loader)
 
     def _indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
-        iterator = iter(loader)  # calls __iter__, which plans
+        # Creating the iterator calls __iter__, which plans, and draws the seed of the workers from torch's
+        # generator. Lend it one: else a run that resumes here would have drawn once more than one that never stopped.
+        state = torch.get_rng_state()
+        torch.set_rng_state(self._generator("workers", self.epoch, self._position, self.rank).get_state())
+        try:
+            iterator = iter(loader)
+        finally:
+            torch.set_rng_state(state)
         rows = [row for part in self._plan for row in part]
         for index, batch in zip(rows, iterator, strict=True):
             self._position += 1

@@ -211,6 +211,29 @@ def test_resumes_within_an_epoch(tmp_path, workers, stop):
     assert seen == expected
 
 
+class Augmented(torch.utils.data.Dataset):
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return torch.rand(())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_beginning_an_epoch_draws_nothing_from_torch_and_workers_differ_by_epoch(workers):
+    batches = AUSAMBatchSampler(scored(), 32)
+    loader = DataLoader(Augmented(), batch_sampler=batches, num_workers=workers)
+    firsts = []
+    for _ in range(2):
+        before = torch.get_rng_state()
+        epoch = batches.indexed(loader)
+        firsts.append(next(epoch)[1][0].item())
+        assert torch.equal(torch.get_rng_state(), before) == (workers > 0)  # without workers, augmentation draws
+        for _ in epoch:
+            pass
+    assert firsts[0] != firsts[1]
+
+
 def test_select_resumes_too():
     a, b = (AUSAMBatchSampler(scored(), 32, seed=1) for _ in range(2))
     a.set_epoch(1)

@@ -1,0 +1,70 @@
+"""Which kernels serve, and that the package says so."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ausam_ext
+from ausam_ext import backends
+
+HERE = Path(__file__).parent
+REFERENCE = {**os.environ, "AUSAM_EXT_BACKEND": "reference"}
+
+
+def python(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=600, cwd=HERE, **options
+    )
+
+
+def test_kernels_are_registered_for_the_cpu_unless_forced_otherwise():
+    compiled = backends()["cpu"].kernels == "compiled"
+    for name in ("dlp", "adlp_update_", "subset_sample", "adlp_sample", "sliced_variance"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ausam_ext::{name}", "CPU") == compiled
+    for name in ("perturb_", "restore_", "psf_capture_", "psf_reuse_"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ausam_ext::{name}", "CPU") == compiled
+
+
+def test_operators_pass_on_the_reference_that_the_environment_variable_forces():
+    """The real fall-through of the dispatcher, opcheck and torch.compile included, in a process of its own."""
+    run = python(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(f"test_{m}.py" for m in ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input")),
+        env=REFERENCE,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert " passed" in run.stdout and "failed" not in run.stdout
+
+
+def test_a_device_without_kernels_falls_through_to_the_reference():
+    """The meta device stands for it: the fake kernel answers there, and shapes come out right."""
+    scores, noise = torch.empty(3, 8, device="meta"), torch.empty(3, 8, device="meta")
+    assert ausam_ext.ops.subset_sample(scores, 2, noise=noise).shape == (3, 2)
+
+
+def test_module_prints_what_a_bug_report_needs():
+    out = python("-m", "ausam_ext").stdout
+    assert f"ausam_ext {ausam_ext.__version__}" in out and torch.__version__ in out
+    assert f"cpu: {backends()['cpu'].kernels} kernels" in out and "cuda: " in out
+    forced = python("-m", "ausam_ext", env=REFERENCE).stdout
+    assert "cpu: reference kernels (AUSAM_EXT_BACKEND=reference is set)" in forced
+
+
+def test_a_misspelt_choice_is_refused():
+    run = python("-c", "import ausam_ext", env={**os.environ, "AUSAM_EXT_BACKEND": "cpu"})
+    assert run.returncode != 0 and "AUSAM_EXT_BACKEND: expected 'reference' or nothing, got 'cpu'" in run.stderr
+
+
+@pytest.mark.skipif(backends()["cpu"].kernels != "compiled", reason="no compiled kernels in this run")
+def test_build_facts():
+    from ausam_ext import _C
+
+    assert _C.target_torch == "2.11" and _C.compiler and _C.built_with_torch[0].isdigit()
