@@ -18,7 +18,7 @@ test: .venv/with-test .venv/installed
 
 # Builds and installs the package in environments of its own: downloads two releases of torch, which needs 12 GB of disk.
 test-install: .venv/with-test .venv/installed
-	$(BIN)/pytest -m install
+	$(BIN)/pytest -m install -rP
 
 bench: .venv/with-test .venv/installed
 	$(BIN)/pytest --benchmark-only benchmarks
@@ -45,7 +45,7 @@ clean:
 
 # What one of pyproject.toml's optional-dependencies names.
 .venv/with-%: pyproject.toml | .venv/torch
-	$(BIN)/pip install --no-build-isolation '.[$*]'
+	$(BIN)/pip install -q --no-build-isolation '.[$*]'
 	touch $@
 
 # build/lib would keep modules that are gone from the source tree.

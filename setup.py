@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -18,23 +19,21 @@ TORCH = "torch>=2.11"  # the first release with everything that csrc/ uses of th
 TARGET = "0x020b000000000000"  # the same as TORCH_TARGET_VERSION: the library runs from there on
 
 
+def _recent(version: str) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2]) >= (2, 11)
+
+
 def _find_torch() -> bool:
-    """Makes the torch of the target environment importable from an isolated build."""
+    """Makes a recent torch of the target environment importable from an isolated build."""
     site = sysconfig.get_path("purelib")
-    if (Path(site) / "torch").is_dir() and site not in sys.path:
+    installed = distributions(name="torch", path=[site])
+    if site not in sys.path and any(_recent(torch.version) for torch in installed):
         sys.path.append(site)  # last: what the build itself asked for goes first
     try:
-        import torch  # noqa: F401
+        import torch
     except ImportError:
         return False
-    return True
-
-
-def get_requires_for_build_wheel(config_settings=None):
-    return [*_requires(config_settings), *([] if _find_torch() else [TORCH])]
-
-
-get_requires_for_build_editable = get_requires_for_build_wheel
+    return _recent(torch.__version__)
 
 
 def _missing_toolkit() -> str | None:
@@ -48,12 +47,21 @@ def _missing_toolkit() -> str | None:
     return None
 
 
+def get_requires_for_build_wheel(config_settings=None):
+    return [*_requires(config_settings), *([] if _missing_toolkit() or _find_torch() else [TORCH])]
+
+
+get_requires_for_build_editable = get_requires_for_build_wheel
+
+
 def _extensions():
-    if not _find_torch():  # an sdist, or its metadata: nothing to compile
-        return {}
     if missing := _missing_toolkit():
         print(f"ausam_ext: {missing}. Installing without compiled kernels.", file=sys.stderr)
         return {}
+    if not _find_torch():
+        if {"bdist_wheel", "editable_wheel"} & set(sys.argv):
+            sys.exit(f"ausam_ext: the build needs {TORCH}; --no-build-isolation expects it to be installed")
+        return {}  # an sdist, or metadata: nothing to compile
     import pybind11
     from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
 

@@ -6,10 +6,7 @@ Prints the versions of torch that run here and that the kernels were built with.
 
 import json
 import sys
-import warnings
 from pathlib import Path
-
-warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # which torch can do without
 
 import torch
 
