@@ -7,5 +7,5 @@ from .sam import SAM
 from .sampler import AUSAMBatchSampler
 from .vsam import VSAM, RateController
 
-__all__ = ["ADLP", "AUSAMBatchSampler", "RateController", "SAM", "VSAM", "backends", "ops"]
+__all__ = ["ADLP", "SAM", "VSAM", "AUSAMBatchSampler", "RateController", "backends", "ops"]
 __version__ = "0.1.0"

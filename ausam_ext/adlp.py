@@ -59,8 +59,8 @@ class ADLP:
 
         Raises:
             TypeError, ValueError: the arguments do not fit each other.
-            IndexError: an index outside the table; on CUDA only at the next :meth:`state_dict`, :meth:`sync` or
-                plan of an epoch.
+            IndexError: an index outside the table; on CUDA only at the next :meth:`state_dict`, :meth:`sync`
+                or plan of an epoch.
         """
         index = self.place(index)
         ops.adlp_update_(self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid)
@@ -98,15 +98,15 @@ class ADLP:
         return self
 
     def check(self) -> None:
-        """Raises ``IndexError`` if a step since the last check had an index outside the table (synchronises)."""
+        """Raises ``IndexError`` if since the last check an index was outside the table (synchronises)."""
         if self._invalid is None:
             return
         outside = int(self._invalid)
         self._invalid.zero_()
         if outside:
             raise IndexError(
-                f"index: {outside} entries given to update() or sample() were outside the table of {len(self)} "
-                f"samples and were skipped; expected 0 <= index < {len(self)}"
+                f"index: {outside} entries given to update() or sample() were outside the table of "
+                f"{len(self)} samples and were skipped; expected 0 <= index < {len(self)}"
             )
 
     def _reset_invalid(self) -> None:
@@ -117,8 +117,8 @@ class ADLP:
     def sync(self, group: dist.ProcessGroup | None = None) -> None:
         """Adds up what each process recorded since the last sync, so that all hold the same table.
 
-        Call it on every process, once an epoch. Differences are added in float64 and rounded once: a sample that
-        only one process visited keeps that process's sum to the last bit. Needs 8 more bytes a sample.
+        Call it on every process, once an epoch. Differences are added in float64 and rounded once: a sample
+        that only one process visited keeps that process's sum to the last bit. Needs 8 more bytes a sample.
 
         Raises:
             IndexError: as :meth:`check`.

@@ -33,9 +33,9 @@ def _load_cpu() -> Backend:
     except ModuleNotFoundError:
         return Backend(
             "reference",
-            "ausam_ext was installed without compiled kernels, because the machine had no C++ compiler: install "
-            "one (Debian: apt install g++ python3-dev), then reinstall ausam_ext with pip's --force-reinstall "
-            "--no-deps --no-cache-dir",
+            "ausam_ext was installed without compiled kernels, because the machine had no C++ compiler: "
+            "install one (Debian: apt install g++ python3-dev), then reinstall ausam_ext with pip's "
+            "--force-reinstall --no-deps --no-cache-dir",
         )
     except ImportError as error:
         return Backend("reference", f"the compiled kernels do not load: {error}")

@@ -6,7 +6,8 @@ tracing, and after a compiled kernel has refused its arguments; a call that succ
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def _of(dtypes: Sequence[torch.dtype] | None) -> str:
 
 
 def tensor(
-    name: str, value: object, dtypes: Sequence[torch.dtype] | None = None, dim: int | None = None
+    name: str, value: Any, dtypes: Sequence[torch.dtype] | None = None, dim: int | None = None
 ) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor{_of(dtypes)}, got {value!r}")
@@ -58,7 +59,7 @@ def same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     same_device(name, value, like_name, like)
 
 
-def number(name: str, value: object, accepted: str, ok) -> float:
+def number(name: str, value: Any, accepted: str, ok: Callable[[float], bool]) -> float:
     """A real number for which ``ok`` holds."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, {accepted}, got {value!r}")
@@ -67,7 +68,7 @@ def number(name: str, value: object, accepted: str, ok) -> float:
     return float(value)
 
 
-def integer(name: str, value: object, low: int, high: int | None = None, high_name: str = "") -> int:
+def integer(name: str, value: Any, low: int, high: int | None = None, high_name: str = "") -> int:
     accepted = f"at least {low}" if high is None else f"from {low} to {high_name} {high}".replace("  ", " ")
     if not isinstance(value, int):
         raise TypeError(f"{name}: expected an integer, {accepted}, got {value!r}")
@@ -76,17 +77,17 @@ def integer(name: str, value: object, low: int, high: int | None = None, high_na
     return value
 
 
-def weight_bounds(s_min: object, s_max: object) -> None:
+def weight_bounds(s_min: Any, s_max: Any) -> None:
     low = number("s_min", s_min, "a finite number above 0", lambda v: v > 0)
     number("s_max", s_max, f"a finite number not below s_min = {low}", lambda v: v >= low)
 
 
-def dlp(loss: object, loss_perturbed: object) -> None:
+def dlp(loss: Any, loss_perturbed: Any) -> None:
     a, b = tensor("loss", loss, FLOATING), tensor("loss_perturbed", loss_perturbed, FLOATING)
     same("loss_perturbed", b, "loss", a)
 
 
-def _table(total: object, count: object, index: object, invalid: object) -> tuple[Tensor, Tensor]:
+def _table(total: Any, count: Any, index: Any, invalid: Any) -> tuple[Tensor, Tensor]:
     t = tensor("total", total, TABLE, dim=1)
     c = tensor("count", count, [torch.int32], dim=1)
     same_shape("count", c, "total", t)
@@ -110,7 +111,9 @@ def inside(index: Tensor, num_samples: int, invalid: Tensor | None = None) -> No
         )
 
 
-def adlp_update_(total, count, index, loss, loss_perturbed, *, invalid=None) -> None:
+def adlp_update_(
+    total: Any, count: Any, index: Any, loss: Any, loss_perturbed: Any, *, invalid: Any = None
+) -> None:
     t, i = _table(total, count, index, invalid)
     tensor("index", i, INDEX, dim=1)
     a, b = tensor("loss", loss, FLOATING), tensor("loss_perturbed", loss_perturbed, FLOATING)
@@ -120,7 +123,7 @@ def adlp_update_(total, count, index, loss, loss_perturbed, *, invalid=None) -> 
     inside(i, t.numel(), invalid)
 
 
-def _sample(name: str, rows: Tensor, k: object, s_min: object, s_max: object, noise: object) -> None:
+def _sample(name: str, rows: Tensor, k: Any, s_min: Any, s_max: Any, noise: Any) -> None:
     if rows.dim() == 0:
         raise ValueError(f"{name}: expected at least one dimension, got shape ()")
     integer("k", k, 1, rows.shape[-1], f"the last dimension of {name},")
@@ -131,17 +134,27 @@ def _sample(name: str, rows: Tensor, k: object, s_min: object, s_max: object, no
         same_device("noise", e, name, rows)
 
 
-def subset_sample(scores, k, *, s_min, s_max, noise=None) -> None:
+def subset_sample(scores: Any, k: Any, *, s_min: Any, s_max: Any, noise: Any = None) -> None:
     _sample("scores", tensor("scores", scores, TABLE), k, s_min, s_max, noise)
 
 
-def adlp_sample(total, count, index, k, *, s_min, s_max, noise=None, invalid=None) -> None:
+def adlp_sample(
+    total: Any,
+    count: Any,
+    index: Any,
+    k: Any,
+    *,
+    s_min: Any,
+    s_max: Any,
+    noise: Any = None,
+    invalid: Any = None,
+) -> None:
     t, i = _table(total, count, index, invalid)
     _sample("index", i, k, s_min, s_max, noise)
     inside(i, t.numel(), invalid)
 
 
-def generator(value: object, noise: object, rows: Tensor) -> None:
+def generator(value: Any, noise: Any, rows: Tensor) -> None:
     if value is None:
         return
     if not isinstance(value, torch.Generator):
@@ -152,14 +165,16 @@ def generator(value: object, noise: object, rows: Tensor) -> None:
         raise ValueError(f"generator: expected one of device {rows.device.type}, got {value.device}")
 
 
-def sliced_variance(norms, slices) -> None:
+def sliced_variance(norms: Any, slices: Any) -> None:
     n = tensor("norms", norms, TABLE, dim=1).numel()
     integer("slices", slices, 1)
     if n < 2 * slices:
         raise ValueError(f"norms: expected at least 2 * slices = {2 * slices} values, got {n}")
 
 
-def _lists(name: str, values: object, like_name: str, like: object, dtypes=FLOATING) -> None:
+def _lists(
+    name: str, values: Any, like_name: str, like: Any, dtypes: Sequence[torch.dtype] | None = FLOATING
+) -> None:
     for list_name, tensors in ((like_name, like), (name, values)):
         if not isinstance(tensors, (list, tuple)):
             raise TypeError(f"{list_name}: expected a list of tensors, got {tensors!r}")
@@ -171,11 +186,11 @@ def _lists(name: str, values: object, like_name: str, like: object, dtypes=FLOAT
         same(f"{name}[{i}]", a, f"{like_name}[{i}]", b)
 
 
-def rho(value: object) -> float:
+def rho(value: Any) -> float:
     return number("rho", value, "a finite number not below 0", lambda v: v >= 0)
 
 
-def perturb_(params, grads, backups, rho_, *, adaptive=False) -> None:
+def perturb_(params: Any, grads: Any, backups: Any, rho_: Any, *, adaptive: Any = False) -> None:
     _lists("grads", grads, "params", params)
     _lists("backups", backups, "params", params)
     rho(rho_)
@@ -183,17 +198,17 @@ def perturb_(params, grads, backups, rho_, *, adaptive=False) -> None:
         raise TypeError(f"adaptive: expected True or False, got {adaptive!r}")
 
 
-def restore_(params, backups) -> None:
+def restore_(params: Any, backups: Any) -> None:
     _lists("backups", backups, "params", params, dtypes=None)
 
 
-def psf_capture_(psf, grads, *, norm_last=None) -> None:
+def psf_capture_(psf: Any, grads: Any, *, norm_last: Any = None) -> None:
     _lists("grads", grads, "psf", psf)
     if norm_last is not None:
         integer("norm_last", norm_last, 1, len(psf), "the number of tensors,")
 
 
-def psf_reuse_(grads, psf, scale) -> None:
+def psf_reuse_(grads: Any, psf: Any, scale: Any) -> None:
     _lists("psf", psf, "grads", grads)
     s = tensor("scale", scale, TABLE, dim=0)
     if grads and s.device.type != "cpu":

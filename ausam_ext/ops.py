@@ -59,12 +59,12 @@ def _define(schema: str) -> None:
     name = schema[: schema.index("(")]
     check, kernel, fake = getattr(checks, name), getattr(reference, name), _FAKE[name]
 
-    def default(*args, **kwargs):
+    def default(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
         with torch.no_grad():
             return kernel(*args, **kwargs)
 
-    def traced(*args, **kwargs):
+    def traced(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
         return fake(*args, **kwargs)
 
@@ -76,10 +76,14 @@ def _define(schema: str) -> None:
 for _schema in _SCHEMAS.strip().splitlines():
     _define(_schema)
 backend.load()
-_OPS = {s[: s.index("(")]: getattr(torch.ops.ausam_ext, s[: s.index("(")]).default for s in _SCHEMAS.split("\n") if s}
+_OPS = {
+    s[: s.index("(")]: getattr(torch.ops.ausam_ext, s[: s.index("(")]).default
+    for s in _SCHEMAS.split("\n")
+    if s
+}
 
 
-def _call(name: str, *args, **kwargs):
+def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return _OPS[name](*args, **kwargs)
     except RuntimeError:
@@ -118,8 +122,8 @@ def adlp_update_(
     """Records the DLP of the samples of one step (AUSAM Eq. 5 and 6, Algorithm 1 line 8).
 
     ``total[index[j]] += |loss_perturbed[j] - loss[j]|`` and ``count[index[j]] += 1``. The mean over visits,
-    ADLP, is ``total / count``. A DLP that is not finite is not recorded; a sample that stands twice in ``index``
-    is visited twice.
+    ADLP, is ``total / count``. A DLP that is not finite is not recorded; a sample that stands twice in
+    ``index`` is visited twice.
 
     Args:
         total: ``[samples]``, float32 or float64: sums of DLP, in units of the loss.
@@ -154,12 +158,14 @@ def subset_sample(
     """Draws ``k`` of the last dimension without replacement, more likely where the score is high (Eq. 7, 8).
 
     ``s = (g - min g) / (max g - min g) * (s_max - s_min) + s_min`` in float32, then successive sampling with
-    probabilities proportional to ``s``, as an exponential race: the ``k`` largest ``s / noise``, ties to the lower
-    position. The chosen set is the one that ``torch.multinomial(s, k, generator=generator)`` picks. A score that
-    is NaN or infinite counts as the largest of its row (never visited); where all are equal, so are the weights.
+    probabilities proportional to ``s``, as an exponential race: the ``k`` largest ``s / noise``, ties to the
+    lower position. The chosen set is the one that ``torch.multinomial(s, k, generator=generator)`` picks. A
+    score that is NaN or infinite counts as the largest of its row (never visited); where all are equal, so
+    are the weights.
 
     Args:
-        scores: ``[..., K]``, float32 or float64 (rounded to float32); leading dimensions are independent rows.
+        scores: ``[..., K]``, float32 or float64 (rounded to float32); leading dimensions are independent
+            rows.
         k: how many to draw, from 1 to ``K``.
         s_min, s_max: weights of the lowest and of the highest score, ``0 < s_min <= s_max``.
         noise: ``[..., K]``, float32, independent draws from Exp(1).
@@ -227,8 +233,8 @@ def _exponential(rows: Tensor, generator: torch.Generator | None) -> Tensor:
 def sliced_variance(norms: Tensor, slices: int) -> Tensor:
     """Mean of the variances of ``slices`` equal slices of the sorted values (vSAM Eq. 8).
 
-    ``v = 1/M * sum_j var(sorted(norms)[slice j])`` with the unbiased variance; where ``M`` does not divide ``N``
-    the slices are those of ``torch.tensor_split``. Accumulated in float64.
+    ``v = 1/M * sum_j var(sorted(norms)[slice j])`` with the unbiased variance; where ``M`` does not divide
+    ``N`` the slices are those of ``torch.tensor_split``. Accumulated in float64.
 
     Args:
         norms: ``[N]``, float32 or float64, ``N >= 2 * slices``: norms of the PSF.
@@ -254,8 +260,8 @@ def perturb_(
 ) -> Tensor:
     """SAM's ascent step (AUSAM Eq. 2): ``w += epsilon`` with ``epsilon = rho * g / (||g|| + 1e-12)``.
 
-    The norm is over all tensors. Adaptive (ASAM): ``epsilon = rho * w^2 g / (|| |w| g || + 1e-12)``. Where the norm is
-    zero or not finite, ``epsilon`` is 0. Computed in float32 (float64 for float64), rounded once.
+    The norm is over all tensors. Adaptive (ASAM): ``epsilon = rho * w^2 g / (|| |w| g || + 1e-12)``. Where
+    the norm is zero or not finite, ``epsilon`` is 0. Computed in float32 (float64 for float64), rounded once.
 
     Args:
         params: ``w``; float32, float64, bfloat16 or float16, in any layout.
@@ -302,7 +308,8 @@ def psf_capture_(
     Args:
         psf: hold ``g_SGD`` on entry and the PSF on exit; float32, float64, bfloat16 or float16.
         grads: ``g_SAM``: shape, dtype and device of ``psf``, one for one.
-        norm_last: take the norms over that many tensors from the end (the paper's "last few layers"); all if None.
+        norm_last: take the norms over that many tensors from the end (the paper's "last few layers"); all if
+            None.
 
     Returns:
         ``(||PSF||, ||g_SGD||)``, 0-d, in units of the gradient; float32, or float64 if one tensor is.
@@ -311,7 +318,8 @@ def psf_capture_(
         ``psf``.
 
     Raises:
-        TypeError, ValueError: a list or a tensor of it does not fit, ``norm_last`` is not from 1 to its length.
+        TypeError, ValueError: a list or a tensor of it does not fit, ``norm_last`` is not from 1 to its
+            length.
     """
     norms = _call("psf_capture_", psf, grads, norm_last=norm_last)
     increment_version(psf)

@@ -30,7 +30,8 @@ class SAM:
     Args:
         model: the module to train. Its parameters and normalisation layers are looked up once, here.
         rho: radius of the perturbation, in units of the weights, not below 0.
-        adaptive: ASAM's perturbation, relative to the size of each weight; use a ``rho`` about ten times as large.
+        adaptive: ASAM's perturbation, relative to the size of each weight; use a ``rho`` about ten times as
+            large.
     """
 
     def __init__(self, model: nn.Module, rho: float = 0.05, *, adaptive: bool = False) -> None:
@@ -52,28 +53,30 @@ class SAM:
     def perturbed(self) -> Iterator[None]:
         """Inside, the weights are ``w + epsilon``; outside, exactly ``w`` again, in the same memory.
 
-        Entering takes the ascent direction from ``.grad`` and clears ``.grad``. Leaving, also by an exception,
-        restores the bits of every weight and of the running statistics, and keeps the new ``.grad``. Weights
-        without a gradient are not perturbed; a gradient that is zero or not finite perturbs none.
+        Entering takes the ascent direction from ``.grad`` and clears ``.grad``. Leaving, also by an
+        exception, restores the bits of every weight and of the running statistics, and keeps the new
+        ``.grad``. Weights without a gradient are not perturbed; a gradient that is zero or not finite
+        perturbs none.
 
         Raises:
             RuntimeError: no parameter has a gradient, or the perturbation is already active.
         """
         if self._inside:
-            raise RuntimeError("perturbed(): already inside; leave the first perturbation before entering another")
+            raise RuntimeError(
+                "perturbed(): already inside; leave the first perturbation before entering another"
+            )
         params = [p for p in self._params if p.grad is not None]
+        grads = [p.grad for p in params if p.grad is not None]
         if not params:
             raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
         backups = [self._memory(i, p) for i, p in enumerate(self._params) if p.grad is not None]
         statistics = [
-            (m, name, b)
-            for m, name in self._statistics
-            if m.training and (b := m._buffers[name]) is not None
+            (m, name, b) for m, name in self._statistics if m.training and (b := m._buffers[name]) is not None
         ]
         buffers = [b for _, _, b in statistics]
         saved = [self._memory((id(m), name), b) for m, name, b in statistics]
         ops.restore_(saved, buffers)
-        ops.perturb_(params, [p.grad for p in params], backups, self.rho, adaptive=self.adaptive)
+        ops.perturb_(params, grads, backups, self.rho, adaptive=self.adaptive)
         self._inside = True
         try:
             for p in params:
@@ -107,7 +110,7 @@ class SAM:
 
 
 def _tracks_statistics(module: nn.Module) -> bool:
-    """Whether a forward pass in training mode changes buffers of this module: any norm layer, also custom ones."""
+    """Whether training changes buffers of this module: any layer with running statistics, also custom."""
     return any(module._buffers.get(name) is not None for name in ("running_mean", "running_var"))
 
 

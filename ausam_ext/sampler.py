@@ -20,7 +20,8 @@ Batch = TypeVar("Batch")
 
 
 class AUSAMBatchSampler(Sampler[list[int]]):
-    """Cuts each epoch into batches of ``K`` and keeps the ``alpha * K`` samples of each that matter most (Algorithm 1).
+    """Cuts each epoch into batches of ``K``, keeps the ``alpha * K`` samples of each that matter most (Alg.
+    1).
 
     ::
 
@@ -31,10 +32,11 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             for index, (x, y) in batches.indexed(loader):
                 ...
 
-    An epoch is planned when its iteration begins, in one call where the table lives. A sample's score changes only
-    when it is visited, so that the plan is exactly the choice made batch by batch, however far workers prefetch.
-    Within a batch of ``n`` samples ``max(1, floor(alpha * n + 1e-6))`` are drawn without replacement (Eq. 7, 8), with
-    ``s_max`` raised linearly from ``s_min`` in epoch 0 to its value in epoch ``warmup_epochs``.
+    An epoch is planned when its iteration begins, in one call where the table lives. A sample's score changes
+    only when it is visited, so that the plan is exactly the choice made batch by batch, however far workers
+    prefetch. Within a batch of ``n`` samples ``max(1, floor(alpha * n + 1e-6))`` are drawn without
+    replacement (Eq. 7, 8), with ``s_max`` raised linearly from ``s_min`` in epoch 0 to its value in epoch
+    ``warmup_epochs``.
 
     Args:
         adlp: the table; its length is that of the data set.
@@ -46,8 +48,9 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         shuffle: a new permutation of the data set every epoch; otherwise in order.
         drop_last: leave out the last batch if it is shorter.
         seed: of permutations and choices, which depend on it, the epoch and the batch alone.
-        rank, num_replicas: this process and their number; by default those of ``torch.distributed``, if that is
-            initialised. Each process gets every ``num_replicas``-th sample; some are repeated to make that even.
+        rank, num_replicas: this process and their number; by default those of ``torch.distributed``, if that
+            is initialised. Each process gets every ``num_replicas``-th sample; some are repeated to make that
+            even.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         return -(-len(self.adlp) // self.num_replicas)
 
     def set_epoch(self, epoch: int) -> None:
-        """Call it before each epoch. After :meth:`load_state_dict`, the saved epoch goes on where it was left."""
+        """Call it before each epoch; the epoch of a loaded state goes on where it was left."""
         checks.integer("epoch", epoch, 0)
         if epoch != self.epoch:
             self.epoch, self._position = epoch, 0
@@ -111,25 +114,28 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         return (row.tolist() for part in host for row in part)
 
     def indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
-        """Yields ``(index, batch)`` for every batch of a ``DataLoader`` that has this as its ``batch_sampler``.
+        """Yields ``(index, batch)`` for each batch of a ``DataLoader`` that has this as its
+        ``batch_sampler``.
 
-        ``index`` is ``[samples in the batch]``, int64, on the table's device: what ``ADLP.update`` takes. Also counts
-        the batches, for :meth:`state_dict`, and moves on to the next epoch after the last. Workers get seeds that
-        depend on ``seed``, the epoch and where it begins; torch's own generator is left as it is.
+        ``index`` is ``[samples in the batch]``, int64, on the table's device: what ``ADLP.update`` takes.
+        Also counts the batches, for :meth:`state_dict`, and moves on to the next epoch after the last.
+        Workers get seeds that depend on ``seed``, the epoch and where it begins; torch's own generator is
+        left as it is.
 
         Raises:
             ValueError: ``loader`` has another batch sampler.
         """
         if getattr(loader, "batch_sampler", None) is not self:
             raise ValueError(
-                f"loader: expected a DataLoader made with batch_sampler= this sampler, got {loader!r}; for a loader "
-                "that cannot take one, choose within the loop with select()"
+                f"loader: expected a DataLoader made with batch_sampler= this sampler, got {loader!r}; for a "
+                "loader that cannot take one, choose within the loop with select()"
             )
         return self._indexed(loader)
 
     def _indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
         # Creating the iterator calls __iter__, which plans, and draws the seed of the workers from torch's
-        # generator. Lend it one: else a run that resumes here would have drawn once more than one that never stopped.
+        # generator. Lend it one: else a run that resumes here would have drawn once more than one that never
+        # stopped.
         state = torch.get_rng_state()
         torch.set_rng_state(self._generator("workers", self.epoch, self._position, self.rank).get_state())
         try:
@@ -143,7 +149,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self.set_epoch(self.epoch + 1)
 
     def select(self, index: Tensor) -> Tensor:
-        """The same choice within the loop, for the next batch of the epoch: for loaders that take no batch sampler.
+        """The same choice for the next batch, within the loop: for loaders that take no batch sampler.
 
         ::
 
@@ -157,15 +163,15 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             Positions in ``index``, ascending, int64, on the table's device.
         """
         index = self.adlp.place(checks.tensor("index", index, checks.INDEX, dim=1))
-        n = checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
+        checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
         keep = self._choose(index.unsqueeze(0), self._position)[0]
         self._position += 1
         return keep
 
     def _plan_epoch(self) -> list[Tensor]:
-        """Samples of the batches from ``position`` on: ``[batches, alpha * K]``, and ``[1, ...]`` for a shorter last."""
-        n = len(self.adlp)
+        """Samples of the batches from ``position`` on: ``[batches, alpha * K]``, and a shorter last one."""
         self.adlp.check()
+        n = len(self.adlp)
         order = torch.arange(n)
         if self.shuffle:
             order = torch.randperm(n, generator=self._generator("permutation", self.epoch))
@@ -175,7 +181,9 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         full = len(mine) // self.batch_size
         parts = []
         if full > self._position:
-            parts.append(mine[self._position * self.batch_size : full * self.batch_size].view(-1, self.batch_size))
+            parts.append(
+                mine[self._position * self.batch_size : full * self.batch_size].view(-1, self.batch_size)
+            )
         if len(mine) % self.batch_size and not self.drop_last and self._position <= full:
             parts.append(mine[full * self.batch_size :].unsqueeze(0))
         plan = []
@@ -187,7 +195,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         return plan
 
     def _choose(self, index: Tensor, first: int) -> Tensor:
-        """Positions in each row of ``index`` (``[batches, n]``), which are the batches ``first``, ``first + 1``, ..."""
+        """Positions in each row of ``index`` (``[batches, n]``): the batches from ``first`` on."""
         rows, n = index.shape
         k = max(1, math.floor(self.alpha * n + 1e-6))
         if self.epoch < self.full_epochs or k == n:
@@ -198,7 +206,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         return self.adlp.sample(index, k, s_min=self.s_min, s_max=s_max, noise=noise)
 
     def _noise(self, first: int, rows: int) -> Tensor:
-        """Exp(1) for the batches from ``first`` on: ``[rows, batch_size]``. Drawn on the CPU: the same for all devices."""
+        """Exp(1), ``[rows, batch_size]``, for the batches from ``first`` on; drawn alike for all devices."""
         blocks = range(first // _NOISE_ROWS, (first + rows - 1) // _NOISE_ROWS + 1)
         start = first - blocks[0] * _NOISE_ROWS
         return torch.cat([self._block(b) for b in blocks])[start : start + rows]
@@ -212,12 +220,12 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         return self._noise_block[1]
 
     def _generator(self, *key: object) -> torch.Generator:
-        """A generator of its own for each purpose, so that a run resumes anywhere without stored random state."""
+        """One for each purpose, so that a run resumes anywhere without stored random state."""
         digest = blake2b(repr((self.seed, *key)).encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands: the batches that :meth:`indexed` or :meth:`select` handed out, not those prefetched."""
+        """Where training stands: what :meth:`indexed` or :meth:`select` handed out, not the prefetched."""
         return {
             "version": _VERSION,
             "epoch": self.epoch,
@@ -232,14 +240,15 @@ class AUSAMBatchSampler(Sampler[list[int]]):
 
         Raises:
             KeyError: something is missing.
-            ValueError: the state is of another version, or, within an epoch, of another ``batch_size`` or number of
-                processes. Nothing is changed.
+            ValueError: the state is of another version, or, within an epoch, of another ``batch_size`` or
+                number of processes. Nothing is changed.
         """
         if state["version"] != _VERSION:
             raise ValueError(f"version: expected {_VERSION}, got {state['version']}")
         for name in ("batch_size", "num_replicas"):
             if state["position"] and state[name] != getattr(self, name):
                 raise ValueError(
-                    f"{name}: expected {state[name]}, with which this epoch was begun, got {getattr(self, name)}"
+                    f"{name}: expected {state[name]}, with which this epoch was begun, "
+                    f"got {getattr(self, name)}"
                 )
         self.seed, self.epoch, self._position = state["seed"], state["epoch"], state["position"]

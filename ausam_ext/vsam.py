@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ _VERSION = 1
 class RateController:
     """How many of the next ``window`` iterations take SAM's second pass (vSAM Eq. 8 to 15).
 
-    From the norms of the last ``N = window`` sampled iterations: ``v_i``, the sliced variance of ``||PSF||`` (Eq. 8),
-    ``r_i = ||PSF|| / ||g_SGD||`` (Eq. 11), their relative changes (Eq. 9, 12), each averaged (Eq. 10, 13) and clipped
-    to [-1, 1], and ``s <- s * (1 + alpha * c_var + alpha * c_norm)`` (Eq. 14) clipped to [1, max_rate * N]. A change from
-    or to zero or a value that is not finite counts as 0 where it is not finite itself.
+    From the norms of the last ``N = window`` sampled iterations: ``v_i``, the sliced variance of ``||PSF||``
+    (Eq. 8), ``r_i = ||PSF|| / ||g_SGD||`` (Eq. 11), their relative changes (Eq. 9, 12), each averaged (Eq.
+    10, 13) and clipped to [-1, 1], and ``s <- s * (1 + alpha * c_var + alpha * c_norm)`` (Eq. 14) clipped to
+    [1, max_rate * N]. A change from zero, or one that is not finite, counts as 0.
 
     Args:
         window: ``N``, iterations between updates and observations that an update looks at.
@@ -45,7 +46,9 @@ class RateController:
         self.slices = checks.integer("slices", slices, 1)
         self.window = checks.integer("window", window, 2 * slices)
         self.alpha = checks.number("alpha", alpha, "a finite number not below 0", lambda v: v >= 0)
-        top = window * checks.number("max_rate", max_rate, "a number above 0 and at most 1", lambda v: 0 < v <= 1)
+        top = window * checks.number(
+            "max_rate", max_rate, "a number above 0 and at most 1", lambda v: 0 < v <= 1
+        )
         if top < 1:
             raise ValueError(f"max_rate: expected max_rate * window of at least 1, got {max_rate} * {window}")
         self.max_samples = top
@@ -75,7 +78,8 @@ class RateController:
     def update(self) -> float:
         """Closes a window: computes ``s`` for the next one and returns it (Eq. 14).
 
-        With fewer than ``window`` observations it uses those there are; fewer than ``2 * slices`` leave ``s``.
+        With fewer than ``window`` observations it uses those there are; fewer than ``2 * slices`` leave
+        ``s``.
         """
         observed = self._values()
         n = len(observed)
@@ -116,13 +120,13 @@ def _mean_change(values: list[float]) -> float:
     """Mean of ``(x_i - x_(i-1)) / x_(i-1)``, clipped to [-1, 1]."""
     if len(values) < 2:
         return 0.0
-    changes = [(b - a) / a if a else 0.0 for a, b in zip(values, values[1:], strict=False)]
+    changes = [(b - a) / a if a else 0.0 for a, b in pairwise(values)]
     mean = sum(c for c in changes if math.isfinite(c)) / len(changes)
     return min(max(mean, -1.0), 1.0)
 
 
 class VSAM(SAM):
-    """SAM whose second pass is taken at a rate that follows the PSF, and its result reused in between (Algorithm 1).
+    """SAM whose second pass is taken at a rate that follows the PSF, which is reused in between (Alg. 1).
 
     With a closure (see :class:`SAM`)::
 
@@ -138,8 +142,8 @@ class VSAM(SAM):
             vsam.reuse_()
         optimizer.step()
 
-    Every process with the same ``seed`` decides alike. Once per ``window`` iterations the norms are fetched from the
-    device; nothing else is synchronised.
+    Every process with the same ``seed`` decides alike. Once per ``window`` iterations the norms are fetched
+    from the device; nothing else is synchronised.
 
     Args:
         model, rho: as for :class:`SAM`.
@@ -147,7 +151,8 @@ class VSAM(SAM):
         gamma: decay of the reused PSF per iteration (Eq. 17), from 0 (vSAM-A: no reuse) to 1.
         warmup_steps: iterations at the start that all take the second pass; the papers use three epochs.
         max_reuse: iterations after a sample that reuse its PSF; later ones are plain SGD.
-        norm_params: take the norms over that many parameters from the end ("the last few layers"); all if None.
+        norm_params: take the norms over that many parameters from the end ("the last few layers"); all if
+            None.
         seed: of the decisions.
 
     Attributes:
@@ -189,8 +194,8 @@ class VSAM(SAM):
     def decide(self) -> bool:
         """Whether this iteration takes the second pass: the same answer until the iteration ends.
 
-        Within a window exactly ``int(s)`` iterations do: by chance at the rate ``s / N`` while some are left, and by
-        necessity once no more iterations are left than samples.
+        Within a window exactly ``int(s)`` iterations do: by chance at the rate ``s / N`` while some are left,
+        and by necessity once no more iterations are left than samples.
         """
         if self._decision is None:
             self._decision = self._iteration < self.warmup_steps or self._draw()
@@ -206,27 +211,30 @@ class VSAM(SAM):
     def perturbed(self) -> Iterator[None]:
         """:meth:`SAM.perturbed`; leaving it captures the PSF and ends the iteration as a sampled one.
 
-        After an exception inside, the iteration has not ended, and there is no PSF to reuse until the next sample.
+        After an exception inside, the iteration has not ended, and there is no PSF to reuse until the next
+        sample.
         """
         # The gradients of the first pass become the PSF in their own memory; a view's memory is another's.
         sgd = [g.clone() if g is not None and g._is_view() else g for g in (p.grad for p in self._params)]
         with super().perturbed():
             self._psf = [None] * len(self._params)  # frees the old one before the second pass
             yield
-        pairs = [(i, g, p.grad) for i, (g, p) in enumerate(zip(sgd, self._params, strict=True)) if g is not None]
-        pairs = [(i, g, new) for i, g, new in pairs if new is not None]
-        if pairs:
-            psf = [g for _, g, _ in pairs]
+        captured = {
+            i: (g, p.grad)
+            for i, (g, p) in enumerate(zip(sgd, self._params, strict=True))
+            if g is not None and p.grad is not None
+        }
+        if captured:
+            psf = [g for g, _ in captured.values()]
             last = None if self.norm_params is None else min(self.norm_params, len(psf))
-            norms = ops.psf_capture_(psf, [new for _, _, new in pairs], norm_last=last)
+            norms = ops.psf_capture_(psf, [new for _, new in captured.values()], norm_last=last)
             self.controller.observe(*norms)
-            for i, g, _ in pairs:
-                self._psf[i] = g
+            self._psf = [captured[i][0] if i in captured else None for i in range(len(self._params))]
         self._age = 0
         self._end(sampled=True)
 
     def reuse_(self) -> None:
-        """Adds the decayed PSF to ``.grad`` (Eq. 17), if there is one, and ends the iteration as one not sampled."""
+        """Adds the decayed PSF, if there is one, to ``.grad`` (Eq. 17); ends the iteration as not sampled."""
         if all(p.grad is None for p in self._params):
             raise RuntimeError("reuse_(): no parameter has a gradient; call backward() on the loss first")
         self._age += 1
@@ -246,7 +254,8 @@ class VSAM(SAM):
             closure: clears the gradients, runs forward and backward, returns its loss (of any shape).
 
         Returns:
-            The losses at ``w`` and at ``w + epsilon``, detached; None for the second where one pass was taken.
+            The losses at ``w`` and at ``w + epsilon``, detached; None for the second where one pass was
+            taken.
         """
         loss = run(closure)
         if not self.decide():
@@ -267,7 +276,7 @@ class VSAM(SAM):
         self._iteration += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next iterations depend on, as numbers and references to the tensors, not copies."""
+        """All that the next iterations depend on, as numbers and references to the tensors, not copies."""
         return {
             "version": _VERSION,
             "progress": [self._iteration, self._step, self._taken, self._age],

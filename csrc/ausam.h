@@ -75,7 +75,9 @@ inline void check_like(const Tensor& t, const Tensor& like, const char* what) {
 // Copies made by a kernel are not recorded, whatever its arguments require.
 class NoGrad {
  public:
-  NoGrad() : enabled_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
+  NoGrad() : enabled_(aoti_torch_grad_mode_is_enabled()) {
+    aoti_torch_grad_mode_set_enabled(false);
+  }
   ~NoGrad() { aoti_torch_grad_mode_set_enabled(enabled_); }
   NoGrad(const NoGrad&) = delete;
 

@@ -25,6 +25,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of ausam_ext";
   m.attr("compiler") = compiler();
   m.attr("built_with_torch") = TORCH_VERSION;
-  m.attr("target_torch") =
-      std::to_string((TORCH_TARGET_VERSION) >> 56) + "." + std::to_string((TORCH_TARGET_VERSION) >> 48 & 0xff);
+  m.attr("target_torch") = std::to_string((TORCH_TARGET_VERSION) >> 56) + "." +
+                           std::to_string((TORCH_TARGET_VERSION) >> 48 & 0xff);
 }

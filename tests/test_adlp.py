@@ -17,7 +17,9 @@ def test_mean_over_visits(backend):
     adlp.update(torch.tensor([3, 3]), torch.tensor([0.0, 0.0]), torch.tensor([2.0, float("inf")]))
     assert adlp.count.tolist() == [1, 0, 0, 2, 0] and adlp.total.tolist() == [0.5, 0, 0, 3.0, 0]
     mean = adlp.mean()
-    assert mean.dtype == torch.float32 and mean[[0, 3]].tolist() == [0.5, 1.5] and mean[[1, 2, 4]].isnan().all()
+    assert (
+        mean.dtype == torch.float32 and mean[[0, 3]].tolist() == [0.5, 1.5] and mean[[1, 2, 4]].isnan().all()
+    )
     assert torch.equal(adlp.mean(torch.tensor([[3, 0]], dtype=torch.int32)), torch.tensor([[1.5, 0.5]]))
     assert len(adlp) == 5 and repr(adlp) == "ADLP(5, device='cpu')"
 
@@ -50,7 +52,8 @@ def test_counted_indices_are_reported_once_at_the_next_check(backend):
 
 
 @pytest.mark.parametrize(
-    ("index", "error"), [([0], TypeError), (torch.tensor([0.0]), TypeError), (torch.tensor([[0]]), ValueError)]
+    ("index", "error"),
+    [([0], TypeError), (torch.tensor([0.0]), TypeError), (torch.tensor([[0]]), ValueError)],
 )
 def test_bad_index(index, error):
     with pytest.raises(error, match="index"):
@@ -76,7 +79,11 @@ def test_state_goes_through_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"total": torch.zeros(5), "count": torch.zeros(5, dtype=torch.int32)}, ValueError, r"4 samples.*\(5,\)"),
+        (
+            {"total": torch.zeros(5), "count": torch.zeros(5, dtype=torch.int32)},
+            ValueError,
+            r"4 samples.*\(5,\)",
+        ),
         ({"version": 99}, ValueError, "version: .*99"),
         ({"count": None}, KeyError, "count"),
     ],

@@ -30,14 +30,17 @@ def test_kernels_are_registered_for_the_cpu_unless_forced_otherwise():
 
 
 def test_operators_pass_on_the_reference_that_the_environment_variable_forces():
-    """The real fall-through of the dispatcher, opcheck and torch.compile included, in a process of its own."""
+    """The real fall-through of the dispatcher, opcheck and torch.compile included, in its own process."""
     run = python(
         "-m",
         "pytest",
         "-q",
         "-p",
         "no:cacheprovider",
-        *(f"test_{m}.py" for m in ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input")),
+        *(
+            f"test_{m}.py"
+            for m in ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input")
+        ),
         env=REFERENCE,
     )
     assert run.returncode == 0, run.stdout[-3000:]
@@ -60,7 +63,9 @@ def test_module_prints_what_a_bug_report_needs():
 
 def test_a_misspelt_choice_is_refused():
     run = python("-c", "import ausam_ext", env={**os.environ, "AUSAM_EXT_BACKEND": "cpu"})
-    assert run.returncode != 0 and "AUSAM_EXT_BACKEND: expected 'reference' or nothing, got 'cpu'" in run.stderr
+    assert (
+        run.returncode != 0 and "AUSAM_EXT_BACKEND: expected 'reference' or nothing, got 'cpu'" in run.stderr
+    )
 
 
 @pytest.mark.skipif(backends()["cpu"].kernels != "compiled", reason="no compiled kernels in this run")

@@ -1,4 +1,4 @@
-"""Every argument of every function: the right exception, its name and value in the message, nothing changed."""
+"""Every argument of every function: the right exception, name and value in the message, nothing changed."""
 
 import pytest
 import torch

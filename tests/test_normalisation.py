@@ -9,7 +9,7 @@ from ausam_ext import SAM
 
 
 class CustomNorm(nn.Module):
-    """Not a torch class: statistics of its own, one of them an extra, one replaced instead of changed in place."""
+    """Not a torch class: an extra statistic, and one that is replaced instead of changed in place."""
 
     def __init__(self, features):
         super().__init__()

@@ -71,7 +71,11 @@ NAMES = (
 
 
 def test_every_operator_is_covered():
-    defined = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ausam_ext::")}
+    defined = {
+        name.split("::")[1]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("ausam_ext::")
+    }
     assert defined == set(NAMES)
 
 

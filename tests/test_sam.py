@@ -13,7 +13,9 @@ from ausam_ext import SAM, VSAM
 
 def mlp(dtype=torch.float32, seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).to(
+        dtype
+    )
 
 
 def batch(n=20, dtype=torch.float32, seed=1):
@@ -169,7 +171,9 @@ def test_every_way_out_restores_the_bits_in_the_same_storage(backend, leave, dty
     F.cross_entropy(model(x), y).backward()
 
     def work():
-        moved.append([not torch.equal(p, value) for p, (_, value) in zip(model.parameters(), before, strict=True)])
+        moved.append(
+            [not torch.equal(p, value) for p, (_, value) in zip(model.parameters(), before, strict=True)]
+        )
         F.cross_entropy(model(x), y).backward()
 
     leave(SAM(model, rho=0.5), work)
@@ -291,6 +295,6 @@ def test_bad_arguments(arguments, error, message):
 def test_a_closure_that_returns_nothing_is_refused():
     model, (x, y) = mlp(), batch()
     before = snapshot(model)
-    with pytest.raises(TypeError, match="closure: .*None"):
+    with pytest.raises(TypeError, match=r"closure: .*None"):
         SAM(model).backward(lambda: F.cross_entropy(model(x), y).backward())
     assert_untouched(model, before)

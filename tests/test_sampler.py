@@ -46,7 +46,15 @@ def test_full_epochs_are_permutations_cut_into_batches(shuffle, drop_last, batch
 
 @pytest.mark.parametrize(
     ("alpha", "size", "kept"),
-    [(0.5, 128, 64), (0.29, 100, 29), (0.58, 200, 116), (0.5, 5, 2), (0.01, 10, 1), (1.0, 10, 10), (0.999, 10, 9)],
+    [
+        (0.5, 128, 64),
+        (0.29, 100, 29),
+        (0.58, 200, 116),
+        (0.5, 5, 2),
+        (0.01, 10, 1),
+        (1.0, 10, 10),
+        (0.999, 10, 9),
+    ],
 )
 def test_number_of_samples_kept(alpha, size, kept):
     batches = AUSAMBatchSampler(scored(2 * size), size, alpha)
@@ -228,7 +236,9 @@ def test_beginning_an_epoch_draws_nothing_from_torch_and_workers_differ_by_epoch
         before = torch.get_rng_state()
         epoch = batches.indexed(loader)
         firsts.append(next(epoch)[1][0].item())
-        assert torch.equal(torch.get_rng_state(), before) == (workers > 0)  # without workers, augmentation draws
+        assert torch.equal(torch.get_rng_state(), before) == (
+            workers > 0
+        )  # without workers, augmentation draws
         for _ in epoch:
             pass
     assert firsts[0] != firsts[1]
@@ -297,13 +307,17 @@ def test_bad_select_changes_nothing(index, error, message):
 def test_indexed_refuses_a_loader_of_another_sampler():
     batches = AUSAMBatchSampler(scored(), 32)
     for loader in (DataLoader(dataset(), batch_size=32), [1, 2]):
-        with pytest.raises(ValueError, match="batch_sampler.*select"):
+        with pytest.raises(ValueError, match=r"batch_sampler.*select"):
             batches.indexed(loader)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": 2}, "version: .*2"), ({"batch_size": 16}, "batch_size: .*16"), ({"num_replicas": 2}, "num_replicas: .*2")],
+    [
+        ({"version": 2}, "version: .*2"),
+        ({"batch_size": 16}, "batch_size: .*16"),
+        ({"num_replicas": 2}, "num_replicas: .*2"),
+    ],
 )
 def test_a_state_that_does_not_fit_is_refused(change, message):
     batches = AUSAMBatchSampler(scored(), 32)
@@ -316,5 +330,5 @@ def test_a_state_that_does_not_fit_is_refused(change, message):
 
 
 def test_bad_epoch():
-    with pytest.raises(ValueError, match="epoch: .*-1"):
+    with pytest.raises(ValueError, match=r"epoch: .*-1"):
         AUSAMBatchSampler(ADLP(4), 2).set_epoch(-1)

@@ -1,4 +1,4 @@
-"""subset_sample and adlp_sample: bitwise parity, torch.multinomial's subsets, exact inclusion probabilities."""
+"""subset_sample and adlp_sample: bitwise parity, torch.multinomial's subsets, inclusion probabilities."""
 
 from itertools import permutations
 
@@ -121,9 +121,7 @@ def test_inclusion_probabilities_match_enumeration(backend):
         for j in order:
             p, left = p * w[j] / left, left - w[j]
         exact[list(order)] += p
-    picks = ops.subset_sample(
-        scores.expand(draws, 5), k, noise=exponential(draws, 5, seed=1)
-    )
+    picks = ops.subset_sample(scores.expand(draws, 5), k, noise=exponential(draws, 5, seed=1))
     seen = np.bincount(picks.flatten().numpy(), minlength=5) / draws
     # Five standard errors of a share of 40,000 draws: 0.0125.
     assert np.abs(seen - exact).max() < 0.0125
@@ -198,4 +196,6 @@ def test_the_subset_does_not_depend_on_the_number_of_threads(threads, shape):
         threads(n)
         picks.append(ops.subset_sample(scores, shape[-1] // 3, noise=noise))
     assert all(torch.equal(p, picks[0]) for p in picks)
-    assert torch.equal(picks[0], reference.subset_sample(scores, shape[-1] // 3, s_min=0.1, s_max=1.0, noise=noise))
+    assert torch.equal(
+        picks[0], reference.subset_sample(scores, shape[-1] // 3, s_min=0.1, s_max=1.0, noise=noise)
+    )

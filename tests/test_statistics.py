@@ -77,7 +77,9 @@ def test_update_is_the_same_sum_on_every_backend_and_number_of_threads(threads):
 def test_a_dlp_too_large_for_the_table_is_not_recorded(backend):
     total, count = torch.zeros(2), torch.zeros(2, dtype=torch.int32)
     loss = torch.zeros(2, dtype=torch.float64)
-    ops.adlp_update_(total, count, torch.tensor([0, 1]), loss, torch.tensor([1e300, 2.0], dtype=torch.float64))
+    ops.adlp_update_(
+        total, count, torch.tensor([0, 1]), loss, torch.tensor([1e300, 2.0], dtype=torch.float64)
+    )
     assert total.tolist() == [0, 2] and count.tolist() == [0, 1]
 
 

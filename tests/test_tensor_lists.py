@@ -28,9 +28,13 @@ def test_perturb(backend, dtype, adaptive):
     grads, backups = like(params, 1), like(params, 2)
     before = [p.clone() for p in params]
     pointers = [p.data_ptr() for p in params]
-    directions = [w.double() * g.double() if adaptive else g.double() for w, g in zip(params, grads, strict=True)]
+    directions = [
+        w.double() * g.double() if adaptive else g.double() for w, g in zip(params, grads, strict=True)
+    ]
     exact_norm = exact_norm_of(directions)
-    plain_norm = torch.stack([(w * g if adaptive else g).norm() for w, g in zip(params, grads, strict=True)]).norm()
+    plain_norm = torch.stack(
+        [(w * g if adaptive else g).norm() for w, g in zip(params, grads, strict=True)]
+    ).norm()
 
     norm = ops.perturb_(params, grads, backups, RHO, adaptive=adaptive)
 
@@ -79,10 +83,14 @@ def test_mixed_dtypes_in_one_list(backend):
     torch.testing.assert_close(norm, exact, rtol=1e-12, atol=0)
     for p, w, g in zip(params, before, grads, strict=True):
         eps = torch.finfo(p.dtype).eps
-        torch.testing.assert_close(p.double(), w.double() + RHO / (exact + 1e-12) * g.double(), rtol=eps, atol=eps)
+        torch.testing.assert_close(
+            p.double(), w.double() + RHO / (exact + 1e-12) * g.double(), rtol=eps, atol=eps
+        )
 
 
-@pytest.mark.skipif(ausam_ext.backends()["cpu"].kernels != "compiled", reason="no compiled kernels in this run")
+@pytest.mark.skipif(
+    ausam_ext.backends()["cpu"].kernels != "compiled", reason="no compiled kernels in this run"
+)
 def test_large_gradients_do_not_overflow_the_norm():
     """Squares of float32 above 1.8e19 do; the compiled kernels sum in float64."""
     norm = ops.perturb_([torch.zeros(4)], [torch.full((4,), 1e30)], [torch.empty(4)], RHO)
@@ -90,7 +98,12 @@ def test_large_gradients_do_not_overflow_the_norm():
 
 
 def test_restore_takes_any_dtype(backend):
-    sources = [torch.tensor(7), torch.tensor([True, False]), torch.tensor([1 + 2j]), torch.tensor([NAN, -0.0])]
+    sources = [
+        torch.tensor(7),
+        torch.tensor([True, False]),
+        torch.tensor([1 + 2j]),
+        torch.tensor([NAN, -0.0]),
+    ]
     targets = [torch.zeros_like(s) for s in sources]
     ops.restore_(targets, sources)
     assert all(same_bits(t, s) for t, s in zip(targets, sources, strict=True))

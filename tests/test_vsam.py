@@ -48,9 +48,7 @@ def test_a_rate_of_one_is_sam_bit_for_bit(backend):
 @pytest.mark.parametrize("samples", [1, 3.9, 8])
 def test_exactly_int_s_iterations_of_every_window_are_sampled(seed, samples):
     model = mlp()
-    vsam = VSAM(
-        model, warmup_steps=3, window=10, slices=5, initial_samples=samples, alpha=0.0, seed=seed
-    )
+    vsam = VSAM(model, warmup_steps=3, window=10, slices=5, initial_samples=samples, alpha=0.0, seed=seed)
     sampled = run(model, vsam, 3 + 50)
     assert all(sampled[:3])
     assert [sum(sampled[3 + w : 13 + w]) for w in range(0, 50, 10)] == [int(samples)] * 5
@@ -69,7 +67,9 @@ def test_decisions_differ_by_window_and_seed_and_agree_between_processes():
 
 def test_the_number_of_samples_follows_the_controller():
     model = mlp()
-    vsam = VSAM(model, rho=0.3, warmup_steps=20, window=10, slices=2, alpha=2.0, norm_params=None, initial_samples=3)
+    vsam = VSAM(
+        model, rho=0.3, warmup_steps=20, window=10, slices=2, alpha=2.0, norm_params=None, initial_samples=3
+    )
     sampled, rates = [], []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     for step in range(80):
@@ -193,12 +193,17 @@ def test_gradients_that_are_views_of_a_buffer_are_not_kept_as_psf(backend):
     """As a bucket's views are: the next backward pass writes over them."""
     model = mlp()
     flat = torch.zeros(sum(p.numel() for p in model.parameters()))
-    views = [v.view_as(p) for v, p in zip(flat.split([p.numel() for p in model.parameters()]), model.parameters(), strict=True)]
+    views = [
+        v.view_as(p)
+        for v, p in zip(flat.split([p.numel() for p in model.parameters()]), model.parameters(), strict=True)
+    ]
 
     def closure():
         x, y = batch()
         loss = F.cross_entropy(model(x), y)
-        for p, view, g in zip(model.parameters(), views, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+        for p, view, g in zip(
+            model.parameters(), views, torch.autograd.grad(loss, list(model.parameters())), strict=True
+        ):
             p.grad = view.copy_(g)
         return loss.detach()
 

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from tqdm import tqdm  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     from . import data, figure, report
-    from .training import HYPERPARAMETERS, Run, train
+    from .training import HYPERPARAMETERS, VSAM_WARMUP_EPOCHS, Run, train
 
     methods = list(dict.fromkeys(options.methods))
     runs: list[Run] = []
@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "train_size": data.TRAIN_SIZE,
         "label_noise": data.LABEL_NOISE,
         **HYPERPARAMETERS,
+        "vsam_warmup_epochs": VSAM_WARMUP_EPOCHS,
         "ausam_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from sklearn.datasets import load_digits  # type: ignore[import-not-found, import-untyped, unused-ignore]
-from sklearn.model_selection import train_test_split  # type: ignore
+from sklearn.model_selection import train_test_split  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -21,8 +21,8 @@ HYPERPARAMETERS = {
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "rho": 0.2,
-    "vsam_warmup_epochs": 3,
 }
+VSAM_WARMUP_EPOCHS = 3  # as in the papers
 
 
 @dataclass
@@ -66,7 +66,7 @@ def train(run: Run, digits: Digits, epochs: int, device: torch.device) -> Iterat
     batches = AUSAMBatchSampler(adlp, int(hyper["batch_size"]), **method.sampler, seed=run.seed)
     loader = DataLoader(digits.train, batch_sampler=batches, collate_fn=lambda batch: batch)
 
-    warmup_steps = int(hyper["vsam_warmup_epochs"]) * len(batches)
+    warmup_steps = VSAM_WARMUP_EPOCHS * len(batches)
     if method.vsam is None:
         sam = SAM(model, hyper["rho"])
     else:

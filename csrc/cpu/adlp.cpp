@@ -32,8 +32,9 @@ Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
   });
 }
 
-// Each column of the table, and for many threads each range of it, belongs to one task, which takes its
-// entries in the order of `index`: no atomics, and the sums do not depend on the number of threads.
+// Each column of the table, and for many threads each range of it, belongs to one task, which takes
+// its entries in the order of `index`: no atomics, and the sums do not depend on the number of
+// threads.
 template <class T, class I, class L>
 void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector<I> index,
              Vector<L> loss, Vector<L> loss_perturbed, int64_t n) {

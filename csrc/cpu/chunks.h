@@ -24,7 +24,8 @@ inline std::vector<Chunk> cut(const std::vector<Tensor>& tensors) {
   return chunks;
 }
 
-// Calls f(i) for every chunk i. Small tensors share a thread: the grain counts elements, not chunks.
+// Calls f(i) for every chunk i. Small tensors share a thread: the grain counts elements, not
+// chunks.
 template <class F>
 void for_each_chunk(const std::vector<Chunk>& chunks, F&& f) {
   int64_t elements = 0;
@@ -61,9 +62,7 @@ inline ScalarType result_type(const std::vector<Tensor>& tensors) {
   return ScalarType::Float;
 }
 
-inline Tensor scalar(double value, ScalarType type) {
-  return torch::stable::full({}, value, type);
-}
+inline Tensor scalar(double value, ScalarType type) { return torch::stable::full({}, value, type); }
 
 // One for one the same dtype, shape and device.
 inline void check_pairs(const std::vector<Tensor>& a, const std::vector<Tensor>& b,
@@ -79,8 +78,8 @@ inline void check_floating(const std::vector<Tensor>& list, const char* what) {
   for (auto& t : list) STD_TORCH_CHECK(is_floating(t.scalar_type()), what, ": dtype");
 }
 
-// A list as dense blocks, each laid out like its partner in `like`: the tensors themselves where they
-// are so already, else copies, which finish() writes back.
+// A list as dense blocks, each laid out like its partner in `like`: the tensors themselves where
+// they are so already, else copies, which finish() writes back.
 class DenseList {
  public:
   explicit DenseList(const std::vector<Tensor>& list) : list_(list) {

@@ -1,4 +1,5 @@
-// The sharpness part of SAM's gradient, PSF = g_SAM - g_SGD (vSAM Eq. 5, 11), and its reuse (Eq. 17).
+// The sharpness part of SAM's gradient, PSF = g_SAM - g_SGD (vSAM Eq. 5, 11), and its reuse (Eq.
+// 17).
 #include <cmath>
 
 #include "chunks.h"
@@ -15,8 +16,7 @@ template <class T>
 Squares capture(T* psf, const T* grad, int64_t begin, int64_t end, bool norms) {
   using A = acc_t<T>;
   if (!norms) {
-    for (int64_t i = begin; i < end; ++i)
-      psf[i] = static_cast<A>(grad[i]) - static_cast<A>(psf[i]);
+    for (int64_t i = begin; i < end; ++i) psf[i] = static_cast<A>(grad[i]) - static_cast<A>(psf[i]);
     return {};
   }
   Squares s;
@@ -79,8 +79,7 @@ void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor
       T* x = g.data<T>(i);
       const T* y = p.data<const T>(i);
       A s = static_cast<A>(factor);
-      for (int64_t j = begin; j < end; ++j)
-        x[j] = static_cast<A>(x[j]) + s * static_cast<A>(y[j]);
+      for (int64_t j = begin; j < end; ++j) x[j] = static_cast<A>(x[j]) + s * static_cast<A>(y[j]);
     });
   });
   g.finish();

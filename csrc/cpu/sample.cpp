@@ -32,8 +32,8 @@ void sample_small_rows(const Load& load, const float* noise, int64_t rows, int64
   });
 }
 
-// A large row: no sort. A histogram over the keys' upper bits finds the bucket of the k-th largest key,
-// and only that bucket is searched.
+// A large row: no sort. A histogram over the keys' upper bits finds the bucket of the k-th largest
+// key, and only that bucket is searched.
 template <class Load>
 void sample_large_row(const Load& load, int64_t row, const float* noise, int64_t n, int64_t k,
                       float s_min, float span, int64_t* out) {
@@ -138,9 +138,11 @@ Tensor subset_sample(const Tensor& scores, int64_t k, double s_min, double s_max
   return dispatch_table(x.scalar_type(), [&](auto t) {
     auto* g = static_cast<const decltype(t)*>(x.data_ptr());
     int64_t n = x.size(x.dim() - 1);
-    return sample(x, e, k, s_min, s_max, [=](int64_t row, int64_t begin, int64_t end, float* score) {
-      for (int64_t j = begin; j < end; ++j) *score++ = static_cast<float>(g[row * n + j]);
-    });
+    return sample(x, e, k, s_min, s_max,
+                  [=](int64_t row, int64_t begin, int64_t end, float* score) {
+                    for (int64_t j = begin; j < end; ++j)
+                      *score++ = static_cast<float>(g[row * n + j]);
+                  });
   });
 }
 
@@ -157,16 +159,15 @@ Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index
     return dispatch_table(total.scalar_type(), [&](auto t_) {
       auto sums = vector_of<const decltype(t_)>(total);
       auto visits = vector_of<const int32_t>(count);
-      return sample(idx, e, k, s_min, s_max,
-                    [=](int64_t row, int64_t begin, int64_t end, float* score) {
-                      for (int64_t j = begin; j < end; ++j) {
-                        auto at = i[row * n + j];
-                        // 0 / 0, which is NaN, where never visited
-                        *score++ = is_outside(at, num_samples)
-                                       ? std::numeric_limits<float>::quiet_NaN()
-                                       : static_cast<float>(sums[at] / visits[at]);
-                      }
-                    });
+      return sample(
+          idx, e, k, s_min, s_max, [=](int64_t row, int64_t begin, int64_t end, float* score) {
+            for (int64_t j = begin; j < end; ++j) {
+              auto at = i[row * n + j];
+              // 0 / 0, which is NaN, where never visited
+              *score++ = is_outside(at, num_samples) ? std::numeric_limits<float>::quiet_NaN()
+                                                     : static_cast<float>(sums[at] / visits[at]);
+            }
+          });
     });
   });
 }

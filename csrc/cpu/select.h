@@ -39,8 +39,8 @@ inline int32_t ordered(float key) {
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
-// key[j] = s_j / e_j with the weight s_j of Eq. 8, in float32 and in exactly this order of operations
-// (the build forbids fused multiply-add). Not visited scores as `range.high`.
+// key[j] = s_j / e_j with the weight s_j of Eq. 8, in float32 and in exactly this order of
+// operations (the build forbids fused multiply-add). Not visited scores as `range.high`.
 inline void keys_of(const float* score, const float* noise, int64_t n, Range range, float s_min,
                     float span, int32_t* key) {
   if (!(range.low < range.high)) {
@@ -73,11 +73,13 @@ struct Threshold {
   int64_t ties;
 };
 
-// Bisection by counting: a vector loop without branches, where partitioning would mispredict half of its
-// comparisons. It ends as soon as a value separates the k largest, after about log2(n) + 3 counts.
+// Bisection by counting: a vector loop without branches, where partitioning would mispredict half
+// of its comparisons. It ends as soon as a value separates the k largest, after about log2(n) + 3
+// counts.
 inline Threshold threshold_of(const int32_t* key, int64_t n, int64_t k) {
   auto [min, max] = std::minmax_element(key, key + n);
-  int64_t low = int64_t{*min} - 1, high = *max;  // more than k - 1 keys above low, fewer than k above high
+  int64_t low = int64_t{*min} - 1,
+          high = *max;  // more than k - 1 keys above low, fewer than k above high
   while (high - low > 1) {
     int64_t middle = (low + high) >> 1;
     int64_t above = count_above(key, n, static_cast<int32_t>(middle));

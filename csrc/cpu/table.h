@@ -16,9 +16,9 @@ inline void check_table(const Tensor& total, const Tensor& count, const Tensor& 
   STD_TORCH_CHECK(is_index(index.scalar_type()), "index: int32 or int64");
   STD_TORCH_CHECK(total.is_cpu() && count.is_cpu() && index.is_cpu(), "all tensors on the CPU");
   if (invalid)
-    STD_TORCH_CHECK(invalid->scalar_type() == ScalarType::Int && invalid->dim() == 0 &&
-                        invalid->is_cpu(),
-                    "invalid: int32 of no dimension, on the CPU");
+    STD_TORCH_CHECK(
+        invalid->scalar_type() == ScalarType::Int && invalid->dim() == 0 && invalid->is_cpu(),
+        "invalid: int32 of no dimension, on the CPU");
 }
 
 constexpr int64_t kGrain = 32768;  // entries a thread takes at least
@@ -28,7 +28,8 @@ bool is_outside(I index, int64_t num_samples) {
   return index < 0 || index >= num_samples;
 }
 
-// Counts the entries outside the table in `invalid`, or refuses them; called before anything is written.
+// Counts the entries outside the table in `invalid`, or refuses them; called before anything is
+// written.
 template <class I>
 void report_outside(Vector<I> index, int64_t n, int64_t num_samples,
                     const std::optional<Tensor>& invalid) {
@@ -38,7 +39,8 @@ void report_outside(Vector<I> index, int64_t n, int64_t num_samples,
     for (int64_t j = begin; j < end; ++j) found += is_outside(index[j], num_samples);
     outside += found;
   });
-  STD_TORCH_CHECK(outside == 0 || invalid, "index: ", outside.load(), " entries are outside the table");
+  STD_TORCH_CHECK(outside == 0 || invalid, "index: ", outside.load(),
+                  " entries are outside the table");
   if (invalid) *static_cast<int32_t*>(invalid->data_ptr()) += static_cast<int32_t>(outside);
 }
 
