@@ -89,7 +89,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self.rank = checks.integer("rank", rank, 0, num_replicas - 1)
         self.epoch = 0
         self._position = 0  # batches of this epoch that were handed to the training loop
-        self._plan: list[Tensor] = []  # the rest of the epoch, as the last iterator got it
+        self._plan: list[Tensor] = []  # batches of the rest of the epoch, as the last iterator got them
         self._noise_block: tuple[tuple[int, int], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -109,9 +109,11 @@ class AUSAMBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Plans what is left of the epoch; yields the samples of each batch."""
-        self._plan = self._plan_epoch()
-        host = [part.cpu() for part in self._plan]  # at most two copies an epoch: full batches, and the last
-        return (row.tolist() for part in host for row in part)
+        self._plan = [row for part in self._plan_epoch() for row in part]
+        if not self._plan:
+            return iter(())
+        host = torch.cat(self._plan).cpu()  # the one copy to the host in an epoch
+        return (row.tolist() for row in host.split([len(row) for row in self._plan]))
 
     def indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
         """Yields ``(index, batch)`` for each batch of a ``DataLoader`` that has this as its
@@ -142,8 +144,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             iterator = iter(loader)
         finally:
             torch.set_rng_state(state)
-        rows = [row for part in self._plan for row in part]
-        for index, batch in zip(rows, iterator, strict=True):
+        for index, batch in zip(self._plan, iterator, strict=True):
             self._position += 1
             yield index, batch
         self.set_epoch(self.epoch + 1)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from helpers import same_bits
 
-from ausam_ext import ADLP
+from ausam_ext import ADLP, AUSAMBatchSampler
 
 
 def test_mean_over_visits(backend):
@@ -102,6 +102,8 @@ def _process(rank, port, out):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     adlp = ADLP(1000)
+    batches = AUSAMBatchSampler(adlp, 10)
+    assert (batches.rank, batches.num_replicas, len(batches)) == (rank, 2, 50)
     generator = torch.Generator().manual_seed(0)
     for _epoch in range(4):
         order = torch.randperm(1000, generator=generator)  # alike on both
