@@ -23,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
 
     def device(text: str) -> torch.device:
         try:
-            return torch.zeros(1, device=text).device
+            torch.zeros((), device=text).item()
+            return torch.device(text)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise argparse.ArgumentTypeError(f"cannot compute on {text!r}: {reason}") from None
