@@ -64,11 +64,7 @@ def epochs_of(batches, epochs):
 
 
 def test_samples_whose_loss_moves_more_are_trained_on_more(backend):
-    """Half of the samples lie on the decision boundary's wrong side and keep a high DLP."""
     data, model, sam, optimizer = setting()
-    x, y = data.tensors
-    hard = torch.arange(N) % 2 == 0
-    y[hard] = torch.randint(0, 2, (int(hard.sum()),))  # random labels
     adlp = ADLP(N)
     batches = AUSAMBatchSampler(adlp, 50, alpha=0.5, warmup_epochs=0)
     loader = DataLoader(data, batch_sampler=batches)
@@ -83,4 +79,5 @@ def test_samples_whose_loss_moves_more_are_trained_on_more(backend):
             optimizer.step()
             optimizer.zero_grad()
     assert adlp.count.sum() == 30 * 75 + 75
-    assert adlp.count[hard].float().mean() > adlp.count[~hard].float().mean() + 1
+    visits = adlp.count[adlp.mean().argsort()].float()
+    assert visits[-N // 4 :].mean() > visits[: N // 4].mean() + 5
