@@ -177,8 +177,8 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         if self.shuffle:
             order = torch.randperm(n, generator=self._generator("permutation", self.epoch))
         # Strided as DistributedSampler has it; what is repeated goes to another process than the first time.
-        mine = order.repeat(-(-self.num_replicas // n) + 1)[: self._share() * self.num_replicas]
-        mine = mine[self.rank :: self.num_replicas]
+        padded = self._share() * self.num_replicas
+        mine = order.repeat(-(-padded // n))[self.rank : padded : self.num_replicas]
         full = len(mine) // self.batch_size
         parts = []
         if full > self._position:

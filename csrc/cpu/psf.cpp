@@ -1,5 +1,5 @@
-// The sharpness part of SAM's gradient, PSF = g_SAM - g_SGD (vSAM Eq. 5, 11), and its reuse (Eq.
-// 17).
+// The sharpness part of SAM's gradient, PSF = g_SAM - g_SGD (vSAM Eq. 5, 11), and its reuse
+// (Eq. 17).
 #include <cmath>
 
 #include "chunks.h"

@@ -8,7 +8,7 @@ namespace ausam::cpu {
 namespace {
 
 constexpr int64_t kLargeRow = 32768;  // from here on one row is shared by all threads
-constexpr int64_t kGrain = 4096;      // elements of small rows that a thread takes at least
+constexpr int64_t kRowGrain = 4096;   // elements of small rows that a thread takes at least
 constexpr int64_t kMaxParts = 64;
 constexpr int kBucketBits = 16;
 
@@ -18,7 +18,7 @@ int64_t bucket_of(int32_t key) { return (int64_t{key} - INT32_MIN) >> (32 - kBuc
 template <class Load>
 void sample_small_rows(const Load& load, const float* noise, int64_t rows, int64_t n, int64_t k,
                        float s_min, float span, int64_t* out) {
-  int64_t grain = std::max<int64_t>(1, kGrain / n);
+  int64_t grain = std::max<int64_t>(1, kRowGrain / n);
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> score(n);
     std::vector<int32_t> key(n);
