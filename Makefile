@@ -11,7 +11,7 @@ CXX_FILES := $(shell find csrc -type f)
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
-	$(BIN)/python -P -m ausam_ext.demo
+	$(BIN)/python -I -m ausam_ext.demo
 
 test: .venv/with-test .venv/installed
 	$(BIN)/pytest
