@@ -50,7 +50,8 @@ def demo(tmp_path_factory):
 
 
 def read_table(text):
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert all(set(cell) <= set("-:") for cell in lines[1])
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
@@ -68,6 +69,7 @@ def test_table_has_a_row_for_each_method_with_the_passes_counted_by_hand(demo):
         assert row["Full-batch passes"] == f"{samples / 64:.1f}"
         assert 0 < float(row["Test accuracy, %"]) <= 100
     assert rows[1]["Speed, SAM%"] == "100"
+    assert "Seeds: 1. Epochs: 3. Full batch: 64 samples." in text
 
 
 def test_results_hold_the_numbers_of_the_table(demo):
@@ -101,7 +103,9 @@ def test_picture_is_a_small_png(demo):
 def test_without_sam_and_with_one_epoch_there_is_nothing_to_compare(tmp_path):
     needs_extras()
     run_demo("--seeds", 2, "--epochs", 1, "--methods", "SGD", "vSAM-A", "SGD", "--output", tmp_path)
-    rows = read_table((tmp_path / "table.md").read_text(encoding="utf-8"))
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "Seeds: 2 (mean ± standard deviation). Epochs: 1." in text
+    rows = read_table(text)
     assert [row["Method"] for row in rows] == ["SGD", "vSAM-A"]
     for row in rows:
         assert (row["Speed, SAM%"], row["of SAM's"]) == ("-", "-")

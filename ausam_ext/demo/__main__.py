@@ -4,7 +4,6 @@ import argparse
 import platform
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -67,29 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         p.error(f"argument --output: cannot make the folder: {error}")
     torch.set_num_threads(options.threads)
 
-    from tqdm import tqdm  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-    from . import data, figure, report
-    from .training import HYPERPARAMETERS, VSAM_WARMUP_EPOCHS, Run, train
+    from . import data, figure, report, training
 
     methods = list(dict.fromkeys(options.methods))
-    runs: list[Run] = []
-    digits = data.load(0, options.device)
-    for method in methods:  # what only the first use of a kernel costs counts for none
-        for _ in train(Run(method, 0), digits, 1, options.device):
-            pass
-    with tqdm(total=options.seeds * options.epochs * len(methods), unit=" epochs") as bar:
-        for seed in range(options.seeds):
-            bar.set_description(f"seed {seed + 1} of {options.seeds}")
-            digits = data.load(seed, options.device)
-            group = [Run(method, seed) for method in methods]
-            # Epoch by epoch in turn: a machine that is slow for a while is slow for all methods.
-            for _ in zip_longest(*(train(run, digits, options.epochs, options.device) for run in group)):
-                bar.update(len(group))
-            runs += group
-
+    runs = training.compare(methods, options.seeds, options.epochs, options.device)
     rows = report.summarize(runs)
-    text = report.table(rows)
+    text = f"{report.table(rows)}\n{report.caption(options.seeds, options.epochs)}"
     configuration = {
         "seeds": options.seeds,
         "epochs": options.epochs,
@@ -97,8 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "threads": options.threads,
         "train_size": data.TRAIN_SIZE,
         "label_noise": data.LABEL_NOISE,
-        **HYPERPARAMETERS,
-        "vsam_warmup_epochs": VSAM_WARMUP_EPOCHS,
+        "batch_size": training.BATCH_SIZE,
+        "learning_rate": training.LEARNING_RATE,
+        "momentum": training.MOMENTUM,
+        "weight_decay": training.WEIGHT_DECAY,
+        "rho": training.RHO,
+        "vsam_warmup_epochs": training.VSAM_WARMUP_EPOCHS,
         "ausam_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

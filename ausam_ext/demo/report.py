@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from .training import HYPERPARAMETERS, Run
+from .training import BATCH_SIZE, Run
 
 HEADER = (
     "Method",
@@ -53,7 +53,7 @@ def summarize(runs: Sequence[Run]) -> list[Row]:
                 sam_percent=100 * seconds["SAM"] / seconds[method] if "SAM" in seconds else None,
                 samples=samples[method],
                 samples_of_sam=samples[method] / samples["SAM"] if "SAM" in samples else None,
-                passes=samples[method] / HYPERPARAMETERS["batch_size"],
+                passes=samples[method] / BATCH_SIZE,
             )
         )
     return rows
@@ -88,6 +88,15 @@ def table(rows: Sequence[Row]) -> str:
     ]
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def caption(seeds: int, epochs: int) -> str:
+    """How to read the table."""
+    spread = " (mean ± standard deviation)" if seeds > 1 else ""
+    return (
+        f"Seeds: {seeds}{spread}. Epochs: {epochs}. Full batch: {BATCH_SIZE} samples. "
+        "Speed: SAM's time divided by the method's.\n"
+    )
 
 
 def write_json(path: Path, configuration: dict[str, Any], rows: Sequence[Row], runs: Sequence[Run]) -> None:

@@ -1,27 +1,28 @@
 """One training loop for all methods, as a user would write it."""
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from .. import ADLP, SAM, VSAM, AUSAMBatchSampler
-from .data import CLASSES, Digits
+from .data import CLASSES, Digits, load
 from .methods import METHODS
 
 # The same for all methods.
-HYPERPARAMETERS = {
-    "batch_size": 64,
-    "learning_rate": 0.05,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "rho": 0.2,
-}
+BATCH_SIZE = 64
+LEARNING_RATE = 0.05
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+RHO = 0.2
 VSAM_WARMUP_EPOCHS = 3  # as in the papers
 
 
@@ -54,23 +55,21 @@ def network() -> nn.Module:
 
 def train(run: Run, digits: Digits, epochs: int, device: torch.device) -> Iterator[None]:
     """Trains and fills in ``run``. Pauses after each epoch, so that methods can take turns."""
-    method, hyper = METHODS[run.method], HYPERPARAMETERS
+    method = METHODS[run.method]
     torch.manual_seed(run.seed)
     model = network().to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), hyper["learning_rate"], hyper["momentum"], weight_decay=hyper["weight_decay"]
-    )
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
 
     adlp = ADLP(len(digits.train), device=device)
-    batches = AUSAMBatchSampler(adlp, int(hyper["batch_size"]), **method.sampler, seed=run.seed)
+    batches = AUSAMBatchSampler(adlp, BATCH_SIZE, **method.sampler, seed=run.seed)
     loader = DataLoader(digits.train, batch_sampler=batches, collate_fn=lambda batch: batch)
 
     warmup_steps = VSAM_WARMUP_EPOCHS * len(batches)
     if method.vsam is None:
-        sam = SAM(model, hyper["rho"])
+        sam = SAM(model, RHO)
     else:
-        sam = VSAM(model, hyper["rho"], warmup_steps=warmup_steps, seed=run.seed, **method.vsam)
+        sam = VSAM(model, RHO, warmup_steps=warmup_steps, seed=run.seed, **method.vsam)
 
     def forward_backward(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()
@@ -109,6 +108,24 @@ def train(run: Run, digits: Digits, epochs: int, device: torch.device) -> Iterat
         yield
     run.adlp, run.wrong = adlp.mean().cpu(), digits.wrong
     run.accuracy = accuracy(model, digits)
+
+
+def compare(methods: Sequence[str], seeds: int, epochs: int, device: torch.device) -> list[Run]:
+    """Trains with every method and seed; a seed gives all methods the same data and initial weights."""
+    runs: list[Run] = []
+    digits = load(0, device)
+    for method in methods:  # what only the first use of a kernel costs counts for none
+        deque(train(Run(method, 0), digits, 1, device), maxlen=0)
+    with tqdm(total=seeds * epochs * len(methods), unit=" epochs") as bar:
+        for seed in range(seeds):
+            bar.set_description(f"seed {seed + 1} of {seeds}")
+            digits = load(seed, device)
+            group = [Run(method, seed) for method in methods]
+            # Epoch by epoch in turn: a machine that is slow for a while is slow for all methods.
+            for _ in zip_longest(*(train(run, digits, epochs, device) for run in group)):
+                bar.update(len(group))
+            runs += group
+    return runs
 
 
 @torch.no_grad()
