@@ -78,6 +78,7 @@ def test_results_hold_the_numbers_of_the_table(demo):
     configuration = results["configuration"]
     assert (configuration["seeds"], configuration["epochs"], configuration["device"]) == (1, EPOCHS, "cpu")
     assert configuration["torch"] == torch.__version__
+    assert configuration["methods"]["AUSAM"]["sampler"] == {"alpha": 0.5}
     rows = read_table((output / "table.md").read_text(encoding="utf-8"))
     sam = results["methods"][1]["seeds"][0]["seconds"]
     for row, method in zip(rows, results["methods"], strict=True):
@@ -188,7 +189,13 @@ def test_help_names_every_option_method_and_default(capsys):
         assert option in text
     for method in METHODS:
         assert method in text
-    for default in ("(default: 5)", "(default: 40)", "(default: cpu)", "(default: demo-results)"):
+    for default in (
+        "(default: 5)",
+        "(default: 40)",
+        "(default: all)",
+        "(default: cpu)",
+        "(default: demo-results)",
+    ):
         assert default in text
 
 

@@ -3,6 +3,7 @@
 import argparse
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m ausam_ext.demo",
         description="Trains a small network on handwritten digits, a quarter of which have a wrong label, "
         "with each method and seed; reports accuracy on clean test images, and cost.",
+        epilog="vSAM starts with 10 second passes in 50 steps. With the default, 1, so short a training "
+        "ends before the rate has risen.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--seeds", type=positive, default=5, help="repetitions, each with other data and weights")
@@ -40,9 +43,9 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         choices=METHODS,
-        default=list(METHODS),
+        default=argparse.SUPPRESS,
         metavar="METHOD",
-        help=f"any of {', '.join(METHODS)}; without SAM nothing is compared with it",
+        help=f"any of {', '.join(METHODS)}; without SAM nothing is compared with it (default: all)",
     )
     p.add_argument("--device", type=device, default="cpu", help="where to train, such as cpu or cuda")
     p.add_argument(
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from . import data, figure, report, training
 
-    methods = list(dict.fromkeys(options.methods))
+    methods = list(dict.fromkeys(getattr(options, "methods", METHODS)))
     runs = training.compare(methods, options.seeds, options.epochs, options.device)
     rows = report.summarize(runs)
     text = f"{report.table(rows)}\n{report.caption(options.seeds, options.epochs)}"
@@ -85,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "weight_decay": training.WEIGHT_DECAY,
         "rho": training.RHO,
         "vsam_warmup_epochs": training.VSAM_WARMUP_EPOCHS,
+        "methods": {method: asdict(METHODS[method]) for method in methods},
         "ausam_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

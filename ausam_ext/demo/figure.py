@@ -38,14 +38,14 @@ def draw(path: Path, rows: Sequence[Row], runs: Sequence[Run]) -> None:
         chosen_samples(panels["chosen"], panels["wrong"], [run for run in runs if run.method == "AUSAM"])
         sampling_rate(panels["rate"], runs)
         psf_norm(panels["norm"], [run for run in runs if run.method == "vSAM"])
-        figure.savefig(path, format="png", dpi=100)
+        figure.savefig(path, format="png", dpi=100, pil_kwargs={"optimize": True})
 
 
 def accuracy_and_cost(ax: Axes, rows: Sequence[Row]) -> None:
     ax.set_title("(a) Accuracy and cost: upper left is best")
     relative = all(row.sam_percent is not None for row in rows)
     costs = {row.method: 1e4 / row.sam_percent if row.sam_percent else row.seconds for row in rows}
-    last, gap = float("-inf"), 0.025 * (max(costs.values()) - min(costs.values()))
+    last, gap = float("-inf"), 0.02 * (max(costs.values()) - min(costs.values()))
     for row in sorted(rows, key=lambda row: costs[row.method]):
         color, marker = STYLES[row.method]
         last = max(costs[row.method], last + gap)  # side by side where one would hide the other
