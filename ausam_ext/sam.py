@@ -88,7 +88,7 @@ class SAM:
             for module, name, buffer in statistics:
                 module._buffers[name] = buffer  # a layer may have put another tensor in its place
 
-    def backward(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+    def backward(self, closure: Closure) -> tuple[Tensor, Tensor]:
         """Runs both passes and leaves the SAM gradient in ``.grad``.
 
         Args:

@@ -247,7 +247,7 @@ class VSAM(SAM):
             ops.psf_reuse_([g for g, _ in pairs], [psf for _, psf in pairs], self.gamma**self._age)
         self._end(sampled=False)
 
-    def backward(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+    def backward(self, closure: Closure) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """Runs one pass or two and leaves the vSAM gradient in ``.grad``.
 
         Args:
