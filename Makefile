@@ -16,7 +16,7 @@ demo: .venv/with-demo .venv/installed
 test: .venv/with-test .venv/installed
 	$(BIN)/pytest
 
-# Builds and installs the package in environments of its own: downloads two releases of torch, which needs 12 GB of disk.
+# Builds and installs the package in environments of its own, with two other releases of torch: takes 8 GB of disk.
 test-install: .venv/with-test .venv/installed
 	$(BIN)/pytest -m install -rP
 
