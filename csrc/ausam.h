@@ -1,4 +1,4 @@
-// What every operator shares: argument checks, dtype dispatch, dense views of tensors.
+// What every operator shares: dtype dispatch, dense views of tensors.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -61,15 +61,6 @@ auto dispatch_floating(ScalarType type, F&& f) {
 inline bool same_shape(const Tensor& a, const Tensor& b) {
   auto x = a.sizes(), y = b.sizes();
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
-}
-
-// What crosses the stable ABI is a RuntimeError: these checks keep memory safe, and the Python
-// functions then say what was wrong as ValueError, TypeError or IndexError (ausam_ext/checks.py).
-inline void check_like(const Tensor& t, const Tensor& like, const char* what) {
-  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type() && same_shape(t, like) &&
-                      t.get_device_index() == like.get_device_index() &&
-                      t.is_cpu() == like.is_cpu(),
-                  what, ": dtype, shape and device must agree");
 }
 
 // Copies made by a kernel are not recorded, whatever its arguments require.

@@ -67,10 +67,7 @@ void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector
 void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor& loss,
                   const Tensor& loss_perturbed, std::optional<Tensor> invalid) {
   check_table(total, count, index, invalid);
-  STD_TORCH_CHECK(index.dim() == 1, "adlp_update_: index");
-  STD_TORCH_CHECK(is_floating(loss.scalar_type()) && same_shape(loss, index), "adlp_update_: loss");
-  check_like(loss_perturbed, loss, "adlp_update_: loss_perturbed and loss");
-  STD_TORCH_CHECK(loss.is_cpu(), "adlp_update_: loss must be on the CPU");
+  check_visits(total, index, loss, loss_perturbed);
 
   int64_t n = index.numel(), num_samples = total.numel();
   dispatch_index(index.scalar_type(), [&](auto i) {

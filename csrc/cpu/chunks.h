@@ -2,7 +2,7 @@
 // covers all tensors and sums have the same order for every number of threads.
 #pragma once
 
-#include "../ausam.h"
+#include "../checks.h"
 
 namespace ausam::cpu {
 
@@ -55,28 +55,7 @@ double sum_of_squares(int64_t begin, int64_t end, F&& value) {
   return ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
 }
 
-// Scalar results are float32, or float64 as soon as one tensor is.
-inline ScalarType result_type(const std::vector<Tensor>& tensors) {
-  for (auto& t : tensors)
-    if (t.scalar_type() == ScalarType::Double) return ScalarType::Double;
-  return ScalarType::Float;
-}
-
 inline Tensor scalar(double value, ScalarType type) { return torch::stable::full({}, value, type); }
-
-// One for one the same dtype, shape and device.
-inline void check_pairs(const std::vector<Tensor>& a, const std::vector<Tensor>& b,
-                        const char* what) {
-  STD_TORCH_CHECK(a.size() == b.size(), what, ": lists differ in length");
-  for (size_t i = 0; i < a.size(); ++i) {
-    STD_TORCH_CHECK(a[i].is_cpu(), what, ": all tensors on the CPU");
-    check_like(b[i], a[i], what);
-  }
-}
-
-inline void check_floating(const std::vector<Tensor>& list, const char* what) {
-  for (auto& t : list) STD_TORCH_CHECK(is_floating(t.scalar_type()), what, ": dtype");
-}
 
 // A list as dense blocks, each laid out like its partner in `like`: the tensors themselves where
 // they are so already, else copies, which finish() writes back.

@@ -50,7 +50,7 @@ Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
   check_floating(params, "perturb_: params");
   check_pairs(params, grads, "perturb_: params and grads");
   check_pairs(params, backups, "perturb_: params and backups");
-  STD_TORCH_CHECK(rho >= 0 && std::isfinite(rho), "perturb_: rho: finite and not negative");
+  check_rho(rho);
   NoGrad no_grad;
   DenseList w(params), g(grads, w), saved(backups, w);
   auto chunks = cut(w.tensors());

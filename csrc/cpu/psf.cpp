@@ -32,9 +32,8 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
                                         std::optional<int64_t> norm_last) {
   check_floating(psf, "psf_capture_: psf");
   check_pairs(psf, grads, "psf_capture_: psf and grads");
-  int64_t tensors = static_cast<int64_t>(psf.size());
-  STD_TORCH_CHECK(!norm_last || (*norm_last >= 1 && *norm_last <= tensors),
-                  "psf_capture_: norm_last: from 1 to the number of tensors");
+  check_norm_last(norm_last, psf.size());
+  int64_t tensors = psf.size();
   int64_t first = tensors - norm_last.value_or(tensors);
   NoGrad no_grad;
   DenseList p(psf), g(grads, p);

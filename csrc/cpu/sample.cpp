@@ -121,15 +121,6 @@ Tensor sample(const Tensor& like, const Tensor& noise, int64_t k, double s_min, 
   return out;
 }
 
-void check_sample(const Tensor& like, const Tensor& noise, int64_t k, double s_min, double s_max) {
-  STD_TORCH_CHECK(like.dim() > 0, "at least one dimension is needed");
-  STD_TORCH_CHECK(k >= 1 && k <= like.size(like.dim() - 1), "k: from 1 to the length of a row");
-  STD_TORCH_CHECK(s_min > 0 && s_min <= s_max && std::isfinite(s_max), "0 < s_min <= s_max");
-  STD_TORCH_CHECK(noise.scalar_type() == ScalarType::Float && same_shape(noise, like),
-                  "noise: float32 of the shape of the scores");
-  STD_TORCH_CHECK(like.is_cpu() && noise.is_cpu(), "all tensors on the CPU");
-}
-
 Tensor subset_sample(const Tensor& scores, int64_t k, double s_min, double s_max,
                      const Tensor& noise) {
   check_sample(scores, noise, k, s_min, s_max);

@@ -1,25 +1,12 @@
-// The table of per-sample statistics: its checks, and what happens to an index outside it.
+// What happens to an index outside the table of per-sample statistics.
 #pragma once
 
 #include <atomic>
 #include <optional>
 
-#include "../ausam.h"
+#include "../checks.h"
 
 namespace ausam::cpu {
-
-inline void check_table(const Tensor& total, const Tensor& count, const Tensor& index,
-                        const std::optional<Tensor>& invalid) {
-  STD_TORCH_CHECK(is_table(total.scalar_type()) && total.dim() == 1, "total: one float dimension");
-  STD_TORCH_CHECK(count.scalar_type() == ScalarType::Int && same_shape(count, total),
-                  "count: int32 of the shape of total");
-  STD_TORCH_CHECK(is_index(index.scalar_type()), "index: int32 or int64");
-  STD_TORCH_CHECK(total.is_cpu() && count.is_cpu() && index.is_cpu(), "all tensors on the CPU");
-  if (invalid)
-    STD_TORCH_CHECK(
-        invalid->scalar_type() == ScalarType::Int && invalid->dim() == 0 && invalid->is_cpu(),
-        "invalid: int32 of no dimension, on the CPU");
-}
 
 constexpr int64_t kGrain = 32768;  // entries a thread takes at least
 

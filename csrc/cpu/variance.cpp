@@ -1,5 +1,5 @@
 // Sliced variance of the PSF's norms (vSAM Eq. 8).
-#include "../ausam.h"
+#include "../checks.h"
 
 namespace ausam::cpu {
 namespace {
@@ -14,9 +14,8 @@ double variance(const double* x, int64_t n) {
 }
 
 Tensor sliced_variance(const Tensor& norms, int64_t slices) {
-  STD_TORCH_CHECK(norms.dim() == 1, "sliced_variance: norms: one dimension");
+  check_variance(norms, slices);
   int64_t n = norms.numel();
-  STD_TORCH_CHECK(slices >= 1 && slices <= n / 2, "sliced_variance: slices: from 1 to N / 2");
   std::vector<double> sorted(n);
   dispatch_table(norms.scalar_type(), [&](auto t) {
     auto x = vector_of<const decltype(t)>(norms);
