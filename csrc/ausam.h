@@ -89,37 +89,4 @@ Vector<T> vector_of(const Tensor& t) {
   return {static_cast<T*>(t.data_ptr()), t.numel() > 1 ? t.stride(0) : 1};
 }
 
-// True when the elements of `t` fill one block of memory, in whatever order of dimensions.
-inline bool is_dense(const Tensor& t) {
-  if (t.is_contiguous()) return true;
-  auto sizes = t.sizes(), strides = t.strides();
-  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
-  for (size_t d = 0; d < sizes.size(); ++d)
-    if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
-  std::sort(dims.begin(), dims.end());
-  int64_t expected = 1;
-  for (auto [stride, size] : dims) {
-    if (stride != expected) return false;
-    expected *= size;
-  }
-  return true;
-}
-
-inline bool same_layout(const Tensor& a, const Tensor& b) {
-  auto sizes = a.sizes(), x = a.strides(), y = b.strides();
-  for (size_t d = 0; d < sizes.size(); ++d)
-    if (sizes[d] != 1 && x[d] != y[d]) return false;
-  return true;
-}
-
-// `t` itself when it is dense and laid out like `like` (which is dense), otherwise a copy that is.
-inline Tensor dense_like(const Tensor& t, const Tensor& like) {
-  if (same_layout(t, like)) return t;
-  Tensor copy = torch::stable::empty_like(like);
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-
-inline Tensor dense(const Tensor& t) { return is_dense(t) ? t : torch::stable::contiguous(t); }
-
 }  // namespace ausam

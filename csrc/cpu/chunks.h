@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../checks.h"
+#include "../dense.h"
 
 namespace ausam::cpu {
 
@@ -56,31 +57,5 @@ double sum_of_squares(int64_t begin, int64_t end, F&& value) {
 }
 
 inline Tensor scalar(double value, ScalarType type) { return torch::stable::full({}, value, type); }
-
-// A list as dense blocks, each laid out like its partner in `like`: the tensors themselves where
-// they are so already, else copies, which finish() writes back.
-class DenseList {
- public:
-  explicit DenseList(const std::vector<Tensor>& list) : list_(list) {
-    for (auto& t : list) tensors_.push_back(dense(t));
-  }
-  DenseList(const std::vector<Tensor>& list, const DenseList& like) : list_(list) {
-    for (size_t i = 0; i < list.size(); ++i)
-      tensors_.push_back(dense_like(list[i], like.tensors_[i]));
-  }
-  void finish() {
-    for (size_t i = 0; i < list_.size(); ++i)
-      if (tensors_[i].get() != list_[i].get()) torch::stable::copy_(list_[i], tensors_[i]);
-  }
-  const std::vector<Tensor>& tensors() const { return tensors_; }
-  const Tensor& operator[](size_t i) const { return tensors_[i]; }
-  template <class T>
-  T* data(size_t i) const {
-    return static_cast<T*>(tensors_[i].data_ptr());
-  }
-
- private:
-  std::vector<Tensor> list_, tensors_;
-};
 
 }  // namespace ausam::cpu

@@ -1,0 +1,92 @@
+// DLP (AUSAM Eq. 5) and its running sums per sample (Eq. 6).
+#pragma once
+
+#include "block.cuh"
+
+namespace ausam::cuda {
+
+template <class L, class A>
+__device__ A dlp_of(L loss, L loss_perturbed) {
+  A d = static_cast<A>(loss_perturbed) - static_cast<A>(loss);
+  return d < 0 ? -d : d;
+}
+
+template <class L, class A>
+__global__ void dlp_kernel(const L* loss, const L* loss_perturbed, A* out, int64_t n) {
+  int64_t j = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (j < n) out[j] = dlp_of<L, A>(loss[j], loss_perturbed[j]);
+}
+
+// One step's visits and the table they go to; vectors have strides, so that none is copied.
+template <class T, class I, class L>
+struct Visits {
+  T* total;        // [num_samples]
+  int32_t* count;  // [num_samples]
+  const I* index;  // [n]
+  const L* loss;   // [n]
+  const L* loss_perturbed;
+  int64_t total_stride, count_stride, index_stride, loss_stride, loss_perturbed_stride;
+  int64_t num_samples, n;
+  int32_t* invalid;  // counts indices outside the table; may be null
+  __device__ int64_t sample(int64_t j) const { return index[j * index_stride]; }
+  __device__ bool outside(int64_t i) const { return i < 0 || i >= num_samples; }
+};
+
+// The DLP in the dtype of the table; false where it is not finite and so not recorded.
+template <class A, class T, class I, class L>
+__device__ bool dlp_of_visit(const Visits<T, I, L>& v, int64_t j, T& d) {
+  d = static_cast<T>(
+      dlp_of<L, A>(v.loss[j * v.loss_stride], v.loss_perturbed[j * v.loss_perturbed_stride]));
+  return d - d == 0;
+}
+
+// Up to kOrderedVisits in one block: the first visit of a sample takes the later ones too, in their
+// order, so that the sums are those of the reference to the last bit.
+constexpr int kOrderedVisits = 1024;
+
+template <class A, class T, class I, class L>
+__global__ void update_in_order(Visits<T, I, L> v) {
+  int64_t* samples = shared_memory<int64_t>();
+  int j = threadIdx.x, n = static_cast<int>(v.n);
+  int64_t i = j < n ? v.sample(j) : -1;
+  if (j < n) samples[j] = i;
+  __syncthreads();
+  if (j >= n) return;
+  if (v.outside(i)) {
+    if (v.invalid) atomicAdd(v.invalid, 1);
+    return;
+  }
+  for (int earlier = 0; earlier < j; ++earlier)
+    if (samples[earlier] == i) return;
+  T total = v.total[i * v.total_stride];
+  int32_t visits = 0;
+  for (int visit = j; visit < n; ++visit) {
+    T d;
+    if (samples[visit] == i && dlp_of_visit<A>(v, visit, d)) {
+      total += d;
+      ++visits;
+    }
+  }
+  v.total[i * v.total_stride] = total;
+  v.count[i * v.count_stride] += visits;
+}
+
+// More visits: sums of repeated samples then depend on the order of the additions in their last
+// bits.
+template <class A, class T, class I, class L>
+__global__ void update_by_atomics(Visits<T, I, L> v) {
+  int64_t j = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (j >= v.n) return;
+  int64_t i = v.sample(j);
+  if (v.outside(i)) {
+    if (v.invalid) atomicAdd(v.invalid, 1);
+    return;
+  }
+  T d;
+  if (dlp_of_visit<A>(v, j, d)) {
+    atomicAdd(v.total + i * v.total_stride, d);
+    atomicAdd(v.count + i * v.count_stride, 1);
+  }
+}
+
+}  // namespace ausam::cuda

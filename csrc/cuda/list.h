@@ -1,0 +1,92 @@
+// Launching over lists of tensors: grouped by device and dtype, in as few launches as the table of
+// pointers allows.
+#pragma once
+
+#include <array>
+
+#include "../dense.h"
+#include "launch.h"
+#include "list.cuh"
+
+namespace ausam::cuda {
+
+// Positions of the tensors of one dtype, ascending.
+struct Group {
+  ScalarType type;
+  std::vector<size_t> members;
+};
+
+// The tensors of one device.
+struct OnDevice {
+  int32_t device;
+  std::vector<Group> groups;
+};
+
+inline std::vector<OnDevice> by_device(const std::vector<Tensor>& tensors) {
+  std::vector<OnDevice> devices;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i].numel() == 0) continue;
+    int32_t device = tensors[i].get_device_index();
+    ScalarType type = tensors[i].scalar_type();
+    auto d =
+        std::find_if(devices.begin(), devices.end(), [&](auto& x) { return x.device == device; });
+    if (d == devices.end()) d = devices.insert(d, {device, {}});
+    auto g =
+        std::find_if(d->groups.begin(), d->groups.end(), [&](auto& x) { return x.type == type; });
+    if (g == d->groups.end()) g = d->groups.insert(g, {type, {}});
+    g->members.push_back(i);
+  }
+  return devices;
+}
+
+inline int64_t blocks_of(int64_t size) { return blocks_for(size, kListChunk); }
+
+// Calls f(list, blocks) for every launch. `size_of` gives a tensor's elements.
+template <size_t depth, class Size, class F>
+void for_each_list(const std::array<const DenseList*, depth>& lists,
+                   const std::vector<size_t>& members, Size size_of, F f) {
+  for (size_t at = 0; at < members.size(); at += kMaxTensors) {
+    List<depth> list;
+    list.tensors = static_cast<int32_t>(std::min<size_t>(kMaxTensors, members.size() - at));
+    list.first_block[0] = 0;
+    for (int t = 0; t < list.tensors; ++t) {
+      size_t i = members[at + t];
+      for (size_t d = 0; d < depth; ++d) list.data[d][t] = (*lists[d])[i].data_ptr();
+      list.size[t] = size_of((*lists[0])[i]);
+      list.first_block[t + 1] = list.first_block[t] + static_cast<int32_t>(blocks_of(list.size[t]));
+    }
+    f(list, list.first_block[list.tensors]);
+  }
+}
+
+inline int64_t elements(const Tensor& t) { return t.numel(); }
+inline int64_t bytes(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.element_size()); }
+
+// Blocks of all the tensors of a device: how many partial sums there are.
+inline int64_t count_blocks(const OnDevice& d, const std::vector<Tensor>& tensors) {
+  int64_t blocks = 0;
+  for (auto& group : d.groups)
+    for (size_t i : group.members) blocks += blocks_of(tensors[i].numel());
+  return blocks;
+}
+
+inline Tensor doubles(const Tensor& like, int64_t n) {
+  return torch::stable::new_empty(like, {&n, 1}, ScalarType::Double);
+}
+
+inline double* data(const Tensor& t) { return static_cast<double*>(t.data_ptr()); }
+
+// Sums that lie on several devices, each [rows], side by side on the first: [rows, devices].
+inline Tensor gathered(const std::vector<Tensor>& sums) {
+  if (sums.size() == 1) return sums[0];
+  int64_t rows = sums[0].numel(), n = static_cast<int64_t>(sums.size());
+  Tensor all = doubles(sums[0], rows * n);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t d = 0; d < n; ++d) {
+      Tensor sum = sums[d], slot = torch::stable::narrow(all, 0, r * n + d, 1);
+      torch::stable::copy_(slot, torch::stable::narrow(sum, 0, r, 1));
+    }
+  return all;
+}
+
+}  // namespace ausam::cuda

@@ -1,0 +1,94 @@
+// Launchers of perturb_ and restore_.
+#include "list.h"
+#include "perturb.cuh"
+
+namespace ausam::cuda {
+namespace {
+
+Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
+                double rho, bool adaptive) {
+  check_floating(params, "perturb_: params");
+  check_pairs(params, grads, "perturb_: params and grads");
+  check_pairs(params, backups, "perturb_: params and backups");
+  check_rho(rho);
+  NoGrad no_grad;
+  DenseList w(params), g(grads, w), saved(backups, w);
+  auto devices = by_device(w.tensors());
+  ScalarType type = result_type(params);
+  if (devices.empty()) return torch::stable::new_zeros(params.at(0), {}, type);
+
+  std::vector<Tensor> sums;
+  for (auto& d : devices) {
+    const Tensor& here = w[d.groups[0].members[0]];
+    DeviceOf device(here);
+    int64_t blocks = count_blocks(d, w.tensors());
+    Tensor partial = doubles(here, blocks);
+    double* next = data(partial);
+    for (auto& group : d.groups)
+      dispatch_floating(group.type, [&](auto t) {
+        using T = decltype(t);
+        for_each_list<2>({&w, &g}, group.members, elements, [&](auto& list, int64_t n) {
+          device.launch(squared_norms<T, acc_t<T>>, n, kListThreads, kScratch, list, adaptive,
+                        next);
+          next += n;
+        });
+      });
+    sums.push_back(doubles(here, 1));
+    device.launch(sum_partials, 1, kListThreads, kScratch, data(partial), blocks,
+                  data(sums.back()));
+  }
+
+  const Tensor& first = w[devices[0].groups[0].members[0]];
+  Tensor all = gathered(sums), scale = doubles(first, 1);
+  Tensor norm = torch::stable::new_empty(first, {}, type);
+  dispatch_table(type, [&](auto t) {
+    using N = decltype(t);
+    DeviceOf(first).launch(finish_norm<N>, 1, 32, kScratch, data(all), all.numel(), rho,
+                           static_cast<N*>(norm.data_ptr()), data(scale));
+  });
+
+  for (auto& d : devices) {
+    const Tensor& here = w[d.groups[0].members[0]];
+    Tensor local = scale;
+    if (here.get_device_index() != first.get_device_index()) {
+      local = doubles(here, 1);
+      torch::stable::copy_(local, scale);
+    }
+    DeviceOf device(here);
+    for (auto& group : d.groups)
+      dispatch_floating(group.type, [&](auto t) {
+        using T = decltype(t);
+        for_each_list<3>({&w, &g, &saved}, group.members, elements, [&](auto& list, int64_t n) {
+          device.launch(ascend<T, acc_t<T>>, n, kListThreads, 0, list, adaptive, data(local));
+        });
+      });
+  }
+  w.finish();
+  saved.finish();
+  return norm;
+}
+
+void restore_(std::vector<Tensor> params, std::vector<Tensor> backups) {
+  check_pairs(params, backups, "restore_: params and backups");
+  NoGrad no_grad;
+  DenseList w(params), saved(backups, w);
+  for (auto& d : by_device(w.tensors())) {
+    DeviceOf device(w[d.groups[0].members[0]]);
+    std::vector<size_t> members;  // dtypes do not matter
+    for (auto& group : d.groups)
+      members.insert(members.end(), group.members.begin(), group.members.end());
+    for_each_list<2>({&w, &saved}, members, bytes, [&](auto& list, int64_t n) {
+      device.launch(copy_bytes, n, kListThreads, 0, list);
+    });
+  }
+  w.finish();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ausam_ext, CUDA, m) {
+  m.impl("perturb_", TORCH_BOX(&perturb_));
+  m.impl("restore_", TORCH_BOX(&restore_));
+}
+
+}  // namespace ausam::cuda

@@ -1,0 +1,72 @@
+// SAM's ascent (AUSAM Eq. 2, vSAM Eq. 2) and the way back.
+#pragma once
+
+#include "list.cuh"
+
+namespace ausam::cuda {
+
+// partial[block] = ||g||^2 of a piece, or || |w| g ||^2 for the adaptive perturbation; `list`: w, g
+template <class T, class A>
+__global__ void squared_norms(const __grid_constant__ List<2> list, bool adaptive,
+                              double* partial) {
+  Piece piece = piece_of(list);
+  auto* w = static_cast<const T*>(list.data[0][piece.tensor]) + piece.begin;
+  auto* g = static_cast<const T*>(list.data[1][piece.tensor]) + piece.begin;
+  double sum = 0;
+  for_each_pack<T>(piece.size, aligned(w, g), [&](auto width, int i) {
+    auto grad = load(g + i, width);
+    auto param = grad;
+    if (adaptive) param = load(w + i, width);
+    for (int j = 0; j < width.value; ++j) {
+      A x = static_cast<A>(grad.value[j]);
+      if (adaptive) x *= static_cast<A>(param.value[j]);
+      sum += static_cast<double>(x) * static_cast<double>(x);
+    }
+  });
+  sum = reduce(sum, AddDoubles{});
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// norm = sqrt(sum of sums); scale = rho / (norm + 1e-12), 0 where the norm is zero or not finite.
+// One block.
+template <class N>
+__global__ void finish_norm(const double* sums, int64_t n, double rho, N* norm, double* scale) {
+  double value = sqrt(sum_of(sums, n));
+  if (threadIdx.x > 0) return;
+  *norm = static_cast<N>(value);
+  *scale = value > 0 && value - value == 0 ? rho / (value + 1e-12) : 0;
+}
+
+// backup = w, w += scale * g (adaptive: scale * w^2 g); `list`: w, g, backup
+template <class T, class A>
+__global__ void ascend(const __grid_constant__ List<3> list, bool adaptive, const double* scale) {
+  Piece piece = piece_of(list);
+  auto* w = static_cast<T*>(list.data[0][piece.tensor]) + piece.begin;
+  auto* g = static_cast<const T*>(list.data[1][piece.tensor]) + piece.begin;
+  auto* backup = static_cast<T*>(list.data[2][piece.tensor]) + piece.begin;
+  A s = static_cast<A>(*scale);
+  for_each_pack<T>(piece.size, aligned(w, g, backup), [&](auto width, int i) {
+    auto param = load(w + i, width);
+    store(backup + i, param, width);
+    if (s == 0) return;
+    auto grad = load(g + i, width);
+    for (int j = 0; j < width.value; ++j) {
+      A x = static_cast<A>(param.value[j]), step = static_cast<A>(grad.value[j]);
+      if (adaptive) step = x * x * step;
+      param.value[j] = static_cast<T>(x + s * step);
+    }
+    store(w + i, param, width);
+  });
+}
+
+// w = backup, as bytes; `list`: w, backup
+__global__ void copy_bytes(const __grid_constant__ List<2> list) {
+  Piece piece = piece_of(list);
+  auto* w = static_cast<unsigned char*>(list.data[0][piece.tensor]) + piece.begin;
+  auto* backup = static_cast<const unsigned char*>(list.data[1][piece.tensor]) + piece.begin;
+  for_each_pack<unsigned char>(piece.size, aligned(w, backup), [&](auto width, int i) {
+    store(w + i, load(backup + i, width), width);
+  });
+}
+
+}  // namespace ausam::cuda

@@ -1,0 +1,108 @@
+// Launchers of psf_capture_ and psf_reuse_.
+#include "list.h"
+#include "psf.cuh"
+
+namespace ausam::cuda {
+namespace {
+
+// The norms of the PSF and of the SGD gradient from their squares: [2, n] side by side.
+template <class N>
+__global__ void finish_norms(const double* sums, int64_t n, N* psf_norm, N* sgd_norm) {
+  double psf = sum_of(sums, n), sgd = sum_of(sums + n, n);
+  if (threadIdx.x > 0) return;
+  *psf_norm = static_cast<N>(sqrt(psf));
+  *sgd_norm = static_cast<N>(sqrt(sgd));
+}
+
+std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Tensor> grads,
+                                        std::optional<int64_t> norm_last) {
+  check_floating(psf, "psf_capture_: psf");
+  check_pairs(psf, grads, "psf_capture_: psf and grads");
+  check_norm_last(norm_last, psf.size());
+  size_t first_normed = psf.size() - norm_last.value_or(psf.size());
+  NoGrad no_grad;
+  DenseList p(psf), g(grads, p);
+  auto devices = by_device(p.tensors());
+  ScalarType type = result_type(psf);
+  if (devices.empty())
+    return {torch::stable::new_zeros(psf.at(0), {}, type),
+            torch::stable::new_zeros(psf.at(0), {}, type)};
+
+  std::vector<Tensor> sums;
+  for (auto& d : devices) {
+    const Tensor& here = p[d.groups[0].members[0]];
+    DeviceOf device(here);
+    int64_t blocks = count_blocks(d, p.tensors());
+    Tensor partial = doubles(here, 2 * blocks);
+    double* next = data(partial);
+    for (auto& group : d.groups)
+      dispatch_floating(group.type, [&](auto t) {
+        using T = decltype(t);
+        size_t before = 0;  // members in earlier launches
+        int64_t unnormed = std::count_if(group.members.begin(), group.members.end(),
+                                         [&](size_t i) { return i < first_normed; });
+        for_each_list<2>({&p, &g}, group.members, elements, [&](auto& list, int64_t n) {
+          int norm_from =
+              static_cast<int>(std::max<int64_t>(0, unnormed - static_cast<int64_t>(before)));
+          device.launch(capture<T, acc_t<T>>, n, kListThreads, kScratch, list, norm_from, next,
+                        next + blocks);
+          next += n;
+          before += list.tensors;
+        });
+      });
+    sums.push_back(doubles(here, 2));
+    device.launch(sum_partials, 2, kListThreads, kScratch, data(partial), blocks,
+                  data(sums.back()));
+  }
+
+  const Tensor& first = p[devices[0].groups[0].members[0]];
+  Tensor all = gathered(sums);
+  Tensor psf_norm = torch::stable::new_empty(first, {}, type);
+  Tensor sgd_norm = torch::stable::new_empty(first, {}, type);
+  dispatch_table(type, [&](auto t) {
+    using N = decltype(t);
+    DeviceOf(first).launch(finish_norms<N>, 1, 32, kScratch, data(all), all.numel() / 2,
+                           static_cast<N*>(psf_norm.data_ptr()),
+                           static_cast<N*>(sgd_norm.data_ptr()));
+  });
+  p.finish();
+  return {psf_norm, sgd_norm};
+}
+
+void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor& scale) {
+  check_floating(grads, "psf_reuse_: grads");
+  check_pairs(grads, psf, "psf_reuse_: grads and psf");
+  STD_TORCH_CHECK(is_table(scale.scalar_type()) && scale.dim() == 0,
+                  "psf_reuse_: scale: float32 or float64 of no dimension");
+  NoGrad no_grad;
+  DenseList g(grads), p(psf, g);
+  dispatch_table(scale.scalar_type(), [&](auto s) {
+    using S = decltype(s);
+    // A scale on the host travels in the kernel's arguments.
+    bool on_host = !scale.is_cuda();
+    double given = on_host ? static_cast<double>(*static_cast<const S*>(scale.data_ptr())) : 0;
+    for (auto& d : by_device(g.tensors())) {
+      const Tensor& here = g[d.groups[0].members[0]];
+      if (!on_host) check_same_device(scale, here, "psf_reuse_: scale");
+      DeviceOf device(here);
+      auto* on_device = on_host ? nullptr : static_cast<const S*>(scale.data_ptr());
+      for (auto& group : d.groups)
+        dispatch_floating(group.type, [&](auto t) {
+          using T = decltype(t);
+          for_each_list<2>({&g, &p}, group.members, elements, [&](auto& list, int64_t n) {
+            device.launch(reuse<T, acc_t<T>, S>, n, kListThreads, 0, list, on_device, given);
+          });
+        });
+    }
+  });
+  g.finish();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ausam_ext, CUDA, m) {
+  m.impl("psf_capture_", TORCH_BOX(&psf_capture_));
+  m.impl("psf_reuse_", TORCH_BOX(&psf_reuse_));
+}
+
+}  // namespace ausam::cuda
