@@ -77,7 +77,15 @@ def _extensions():
         # No fused multiply-add: the same bits on every processor (see reference.py).
         extra_compile_args=["/O2"]
         if msvc
-        else ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0", "-Wall"],
+        else [
+            "-O3",
+            "-ffp-contract=off",
+            "-fno-wrapv",
+            "-fno-math-errno",
+            "-fvisibility=hidden",
+            "-g0",
+            "-Wall",
+        ],
         language="c++",
     )
     return {"ext_modules": [kernels], "cmdclass": {"build_ext": BuildExtension}}

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "chunks.h"
+#include "simd.h"
 
 namespace ausam::cpu {
 namespace {
@@ -18,7 +19,7 @@ struct Block {
 
 // ||g||^2, or || |w| g ||^2 for the adaptive perturbation
 template <class T>
-double squared_norm(Block<T> b, int64_t begin, int64_t end, bool adaptive) {
+AUSAM_SIMD double squared_norm(Block<T> b, int64_t begin, int64_t end, bool adaptive) {
   using A = acc_t<T>;
   if (adaptive)
     return sum_of_squares(begin, end, [=](int64_t i) {
@@ -29,7 +30,7 @@ double squared_norm(Block<T> b, int64_t begin, int64_t end, bool adaptive) {
 
 // scale = rho / (norm + 1e-12); 0 means no perturbation, whatever the gradient holds
 template <class T>
-void ascend(Block<T> b, int64_t begin, int64_t end, double scale, bool adaptive) {
+AUSAM_SIMD void ascend(Block<T> b, int64_t begin, int64_t end, double scale, bool adaptive) {
   using A = acc_t<T>;
   A s = static_cast<A>(scale);
   std::memcpy(b.backup + begin, b.param + begin, (end - begin) * sizeof(T));

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "chunks.h"
+#include "simd.h"
 
 namespace ausam::cpu {
 namespace {
@@ -13,7 +14,7 @@ struct Squares {
 
 // psf = grad - psf; both squared norms in the same pass where asked for
 template <class T>
-Squares capture(T* psf, const T* grad, int64_t begin, int64_t end, bool norms) {
+AUSAM_SIMD Squares capture(T* psf, const T* grad, int64_t begin, int64_t end, bool norms) {
   using A = acc_t<T>;
   if (!norms) {
     for (int64_t i = begin; i < end; ++i) psf[i] = static_cast<A>(grad[i]) - static_cast<A>(psf[i]);
@@ -26,6 +27,13 @@ Squares capture(T* psf, const T* grad, int64_t begin, int64_t end, bool norms) {
     return static_cast<A>(psf[i]);
   });
   return s;
+}
+
+template <class T>
+AUSAM_SIMD void add(T* grad, const T* psf, int64_t begin, int64_t end, acc_t<T> scale) {
+  using A = acc_t<T>;
+  for (int64_t i = begin; i < end; ++i)
+    grad[i] = static_cast<A>(grad[i]) + scale * static_cast<A>(psf[i]);
 }
 
 std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Tensor> grads,
@@ -74,11 +82,7 @@ void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor
     auto [i, begin, end] = chunks[c];
     dispatch_floating(g[i].scalar_type(), [&, i = i, begin = begin, end = end](auto t) {
       using T = decltype(t);
-      using A = acc_t<T>;
-      T* x = g.data<T>(i);
-      const T* y = p.data<const T>(i);
-      A s = static_cast<A>(factor);
-      for (int64_t j = begin; j < end; ++j) x[j] = static_cast<A>(x[j]) + s * static_cast<A>(y[j]);
+      add(g.data<T>(i), p.data<const T>(i), begin, end, static_cast<acc_t<T>>(factor));
     });
   });
   g.finish();

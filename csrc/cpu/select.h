@@ -7,6 +7,8 @@
 #include <cstring>
 #include <limits>
 
+#include "simd.h"
+
 namespace ausam::cpu {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -21,7 +23,7 @@ struct Range {
   }
 };
 
-inline Range range_of(const float* score, int64_t n) {
+AUSAM_SIMD inline Range range_of(const float* score, int64_t n) {
   Range r;
   for (int64_t j = 0; j < n; ++j) {
     bool visited = std::abs(score[j]) <= kMax;
@@ -41,8 +43,8 @@ inline int32_t ordered(float key) {
 
 // key[j] = s_j / e_j with the weight s_j of Eq. 8, in float32 and in exactly this order of
 // operations (the build forbids fused multiply-add). Not visited scores as `range.high`.
-inline void keys_of(const float* score, const float* noise, int64_t n, Range range, float s_min,
-                    float span, int32_t* key) {
+AUSAM_SIMD inline void keys_of(const float* score, const float* noise, int64_t n, Range range,
+                               float s_min, float span, int32_t* key) {
   if (!(range.low < range.high)) {
     for (int64_t j = 0; j < n; ++j) key[j] = ordered(s_min / noise[j]);
     return;
@@ -55,13 +57,13 @@ inline void keys_of(const float* score, const float* noise, int64_t n, Range ran
   }
 }
 
-inline int64_t count_above(const int32_t* key, int64_t n, int32_t at) {
+AUSAM_SIMD inline int64_t count_above(const int32_t* key, int64_t n, int32_t at) {
   int64_t above = 0;
   for (int64_t j = 0; j < n; ++j) above += key[j] > at;
   return above;
 }
 
-inline int64_t count_equal(const int32_t* key, int64_t n, int32_t at) {
+AUSAM_SIMD inline int64_t count_equal(const int32_t* key, int64_t n, int32_t at) {
   int64_t equal = 0;
   for (int64_t j = 0; j < n; ++j) equal += key[j] == at;
   return equal;
@@ -76,7 +78,7 @@ struct Threshold {
 // Bisection by counting: a vector loop without branches, where partitioning would mispredict half
 // of its comparisons. It ends as soon as a value separates the k largest, after about log2(n) + 3
 // counts.
-inline Threshold threshold_of(const int32_t* key, int64_t n, int64_t k) {
+AUSAM_SIMD inline Threshold threshold_of(const int32_t* key, int64_t n, int64_t k) {
   auto [min, max] = std::minmax_element(key, key + n);
   int64_t low = int64_t{*min} - 1,
           high = *max;  // more than k - 1 keys above low, fewer than k above high
