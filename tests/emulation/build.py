@@ -1,0 +1,117 @@
+"""Builds csrc/cuda/*.cu for the host, against tests/emulation/cuda_runtime.h in the place of CUDA's."""
+
+import hashlib
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+RUNTIME = [HERE / name for name in ("fiber.cpp", "scheduler.cpp", "launch.cpp", "races.cpp")]
+
+FLAGS = [
+    *("-x", "c++", "-std=c++20", "-O1", "-g", "-fPIC", "-Wall", "-Werror"),
+    *("-fvisibility=hidden", "-fno-strict-aliasing"),  # shared memory holds one type after another
+]
+VARIANTS = {
+    "plain": ["-ffp-contract=off"],
+    # nvcc contracts a * b + c to one rounding wherever a kernel does not forbid it.
+    "contracted": ["-O2", "-ffp-contract=fast", "-mfma"],
+    "asan": ["-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+}
+
+
+def compiler():
+    return os.environ.get("CXX", "c++")
+
+
+@cache
+def _compiler_version():
+    return subprocess.run([compiler(), "-v"], check=True, capture_output=True, text=True).stderr
+
+
+def _run(command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr}")
+
+
+def _made(output, digest, make):
+    """The file `output` with a digest in its name, made unless it is there already."""
+    path = output.with_name(f"{output.stem}-{digest[:16]}{output.suffix}")
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}")
+        make(partial)
+        partial.rename(path)
+        for old in set(path.parent.glob(f"{output.stem}-*{output.suffix}")) - {path}:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def _digest(*parts):
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def _compile(source, folder, flags, headers):
+    digest = _digest(_compiler_version(), flags, source, source.read_text(), headers)
+    return _made(
+        folder / f"{source.stem}.o", digest, lambda out: _run([compiler(), *flags, "-c", source, "-o", out])
+    )
+
+
+def sanitized_environment():
+    """For a process that loads a library of the variant "asan"."""
+    libraries = [
+        subprocess.run(
+            [compiler(), f"-print-file-name={name}"], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=0",
+        "UBSAN_OPTIONS": "print_stacktrace=0",
+        "PYTHONMALLOC": "malloc",  # so that every object has its redzone
+    }
+
+
+def build(folder, variant="plain"):
+    """The library of the product's operators; `folder` keeps what was compiled for the next time."""
+    import torch
+
+    at = Path(torch.__file__).parent
+    flags = [
+        *("-include", "cuda_runtime.h", "-include", "registration.h"),
+        *("-isystem", at / "include", "-isystem", at / "include/torch/csrc/api/include"),
+        *("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+    ]
+    libraries = ["-L", at / "lib", "-ltorch_cpu", "-lc10"]
+    sources = sorted(CSRC.glob("cuda/*.cu"))
+    return _link(
+        "ausam_cuda", sources, [*RUNTIME, HERE / "torch_stubs.cpp"], folder, variant, flags, libraries
+    )
+
+
+def build_kernels(source, folder, variant="plain"):
+    """A library of kernels that do without torch."""
+    return _link(source.stem, [source], RUNTIME, folder, variant, ["-include", "cuda_runtime.h"], [])
+
+
+def _link(name, sources, runtime, folder, variant, flags, libraries):
+    folder = Path(folder) / variant
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [p.read_text() for at in (HERE, CSRC) for p in sorted(at.rglob("*.*h"))]
+    common = [*FLAGS, *VARIANTS[variant], "-I", HERE]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(_compile, s, folder, [*common, *flags], headers) for s in sources]
+        own = [f for f in common if f != "-fsanitize=thread"]  # the runtime is not watched
+        jobs += [pool.submit(_compile, s, folder, own, headers) for s in runtime]
+        objects = [job.result() for job in jobs]
+    sanitize = [f for f in VARIANTS[variant] if "address" in f]
+    if not sanitize:
+        libraries = ["-Wl,-z,defs", *libraries]  # ASan's runtime is the process's
+    command = [compiler(), "-shared", "-Wl,-Bsymbolic", *sanitize, *objects, *libraries]
+    return _made(folder / f"{name}.so", _digest(command), lambda out: _run([*command, "-o", out]))

@@ -1,0 +1,32 @@
+// What the launchers ask of a torch with CUDA. Bound within the library (-Bsymbolic), so that torch
+// itself keeps its own.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT const char* emulation_error();
+
+// The tensors of the emulation are those of the CPU: Tensor::is_cuda() is true for them.
+EXPORT int32_t aoti_torch_device_type_cuda() { return 0; }
+
+EXPORT int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return 0;
+}
+
+EXPORT int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
+  *guard = nullptr;
+  return 0;
+}
+EXPORT int32_t aoti_torch_delete_device_guard(void*) { return 0; }
+
+EXPORT int32_t torch_c10_cuda_check_msg(int32_t error, const char*, const char*, uint32_t, bool,
+                                        char** message) {
+  std::string text = std::string("CUDA error (emulated): ") + emulation_error();
+  *message = error == 0 ? nullptr : strdup(text.c_str());
+  return 0;
+}
+EXPORT void torch_c10_cuda_free_error_msg(char* message) { std::free(message); }
