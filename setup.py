@@ -95,6 +95,6 @@ if __name__ == "__main__":
     setup(
         license="Apache-2.0",  # not in pyproject.toml: old and new setuptools want it in two forms there
         packages=["ausam_ext", "ausam_ext.demo"],
-        package_data={"ausam_ext": ["py.typed", "*.pyi"]},
+        package_data={"ausam_ext": ["py.typed"]},
         **_extensions(),
     )

@@ -1,5 +1,12 @@
 """Sharpness-Aware Minimization at the cost of SGD: AUSAM (arXiv 2406.08001) and vSAM (arXiv 2403.08821)."""
 
+from pathlib import Path
+from pkgutil import extend_path
+
+if (Path(__file__).parents[1] / "csrc").is_dir():
+    # Imported from a clone: the compiled module is where pip installed it.
+    __path__ = extend_path(__path__, __name__)
+
 from . import ops
 from .adlp import ADLP
 from .backend import backends

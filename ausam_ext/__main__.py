@@ -1,6 +1,7 @@
 """``python -m ausam_ext``: what a bug report needs."""
 
 import platform
+from importlib import import_module
 
 import torch
 
@@ -13,10 +14,12 @@ def main() -> None:
     for device, backend in backends().items():
         print(f"{device}: {backend.kernels} kernels" + (f" ({backend.reason})" if backend.reason else ""))
     try:
-        from . import _C
+        build = import_module("._C", __package__)
     except ImportError:
         return
-    print(f"built with {_C.compiler} and torch {_C.built_with_torch}, for torch {_C.target_torch} and later")
+    print(
+        f"built with {build.compiler} and torch {build.built_with_torch}, for {build.target_torch} and later"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Which kernels are live, and why others are not."""
 
 import os
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -29,13 +30,13 @@ def load() -> None:
 
 def _load_cpu() -> Backend:
     try:
-        from . import _C  # noqa: F401
+        import_module("._C", __package__)
     except ModuleNotFoundError:
         return Backend(
             "reference",
-            "ausam_ext was installed without compiled kernels, because the machine had no C++ compiler: "
-            "install one (Debian: apt install g++ python3-dev), then reinstall ausam_ext with pip's "
-            "--force-reinstall --no-deps --no-cache-dir",
+            "ausam_ext was installed without compiled kernels, because the machine had no C++ compiler "
+            "or no Python headers: install them (Debian: apt install g++ python3-dev), then reinstall "
+            "ausam_ext with pip's --force-reinstall --no-deps --no-cache-dir",
         )
     except ImportError as error:
         return Backend("reference", f"the compiled kernels do not load: {error}")

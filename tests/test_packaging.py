@@ -61,6 +61,13 @@ def test_the_installed_package_is_tested():
     assert Path(ausam_ext.__file__).resolve() != (ROOT / "ausam_ext" / "__init__.py").resolve()
 
 
+def test_a_clone_finds_the_kernels_that_were_installed():
+    """`pip install .`, then `python -m ausam_ext` without leaving the folder."""
+    assert f"cpu: {ausam_ext.backends()['cpu'].kernels} kernels" in run(
+        sys.executable, "-m", "ausam_ext", cwd=ROOT
+    )
+
+
 def test_one_version():
     assert distribution("ausam_ext").version == ausam_ext.__version__
 
