@@ -1,9 +1,13 @@
-"""Backends: every test that takes `backend` runs on the compiled kernels and on the reference kernels."""
+"""Backends: every test that takes `backend` runs on the compiled and on the reference kernels, those of the
+operators on the CUDA kernels too."""
 
 import socket
 
 import pytest
 import torch
+from emulation.build import build
+from emulation.library import Library
+from emulation.mode import EmulatedKernels
 from hypothesis import HealthCheck, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,14 +32,38 @@ class _DefaultKernels(TorchDispatchMode):
 
 _LIVE = ausam_ext.backends()["cpu"]
 _FORCED = "AUSAM_EXT_BACKEND" in _LIVE.reason  # a run on the reference alone: test_backend.py starts one
+_OPERATOR_TESTS = {
+    "test_sampling",
+    "test_statistics",
+    "test_tensor_lists",
+    "test_operator_contract",
+    "test_bad_input",
+}
 
 
-@pytest.fixture(params=["reference"] if _FORCED else ["compiled", "reference"])
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        names = ["reference"] if _FORCED else ["compiled", "reference"]
+        if not _FORCED and metafunc.module.__name__ in _OPERATOR_TESTS:
+            names.append("cuda-emulated")
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def emulated(request):
+    return Library(build(request.config.cache.mkdir("emulation")))
+
+
+@pytest.fixture
 def backend(request):
+    """Which kernels serve: the compiled ones, the reference, or the CUDA kernels as emulated on the host."""
     if request.param == _LIVE.kernels:
         yield request.param
     elif request.param == "reference":
         with _DefaultKernels():
+            yield request.param
+    elif request.param == "cuda-emulated":
+        with EmulatedKernels(request.getfixturevalue("emulated")):
             yield request.param
     else:
         pytest.fail(f"the compiled kernels are not live: {_LIVE.reason}")

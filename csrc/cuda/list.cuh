@@ -89,7 +89,7 @@ __device__ inline double sum_of(const double* partial, int64_t n) {
 }
 
 // One block: sums[j] = the sum of the j-th of blockIdx.x rows of `partial`.
-__global__ void sum_partials(const double* partial, int64_t n, double* sums) {
+static __global__ void sum_partials(const double* partial, int64_t n, double* sums) {
   double sum = sum_of(partial + blockIdx.x * n, n);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }

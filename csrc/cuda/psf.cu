@@ -79,18 +79,20 @@ void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor
   dispatch_table(scale.scalar_type(), [&](auto s) {
     using S = decltype(s);
     // A scale on the host travels in the kernel's arguments.
-    bool on_host = !scale.is_cuda();
-    double given = on_host ? static_cast<double>(*static_cast<const S*>(scale.data_ptr())) : 0;
+    bool on_device = scale.is_cuda();
+    STD_TORCH_CHECK(on_device || scale.is_cpu(), "psf_reuse_: scale: on the CPU or a CUDA device");
+    auto* value = static_cast<const S*>(scale.data_ptr());
+    double given = on_device ? 0 : static_cast<double>(*value);
     for (auto& d : by_device(g.tensors())) {
       const Tensor& here = g[d.groups[0].members[0]];
-      if (!on_host) check_same_device(scale, here, "psf_reuse_: scale");
+      if (on_device) check_same_device(scale, here, "psf_reuse_: scale");
       DeviceOf device(here);
-      auto* on_device = on_host ? nullptr : static_cast<const S*>(scale.data_ptr());
       for (auto& group : d.groups)
         dispatch_floating(group.type, [&](auto t) {
           using T = decltype(t);
           for_each_list<2>({&g, &p}, group.members, elements, [&](auto& list, int64_t n) {
-            device.launch(reuse<T, acc_t<T>, S>, n, kListThreads, 0, list, on_device, given);
+            device.launch(reuse<T, acc_t<T>, S>, n, kListThreads, 0, list,
+                          on_device ? value : nullptr, given);
           });
         });
     }
