@@ -122,6 +122,39 @@ except RuntimeError:
 """
 
 
+@pytest.fixture(scope="module")
+def races(folder):
+    return Library(build_kernels(FAULTS, folder, "races"))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "memory"),
+    [
+        ("tree_sum", "shared memory"),
+        ("scan", "shared memory"),
+        ("bitonic_sort", "shared memory"),
+        ("unwritten_shared", "shared memory that nothing has been written to"),
+        ("within_warp", "shared memory"),
+        ("count_threads", "global memory"),
+        ("across_blocks", "global memory"),
+    ],
+)
+def test_races(plain, races, kernel, memory):
+    """Found under every schedule, also where no schedule gives a wrong result."""
+    kwargs = {"blocks": 8} if kernel == "across_blocks" else {}
+    if kernel == "bitonic_sort":
+        kwargs = {"threads": 256, "shared": 2048}
+    assert results(races, kernel, **kwargs) == results(plain, kernel, **kwargs)
+    for schedule in SCHEDULES:
+        races.schedule(*schedule)
+        with pytest.raises(RuntimeError, match=rf"^faults.cu:\d+: thread .* (reads|writes) {memory}"):
+            races.run(kernel, VALUES, broken=True, **kwargs)
+
+
+def test_no_schedule_shows_a_race_of_one_statement(plain):
+    assert same(results(plain, "count_threads", broken=True))  # so that it takes the test above
+
+
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [

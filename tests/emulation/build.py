@@ -20,6 +20,8 @@ VARIANTS = {
     # nvcc contracts a * b + c to one rounding wherever a kernel does not forbid it.
     "contracted": ["-O2", "-ffp-contract=fast", "-mfma"],
     "asan": ["-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    # g++ announces all loads and stores; races.cpp listens in the place of ThreadSanitizer's runtime.
+    "races": ["-ffp-contract=off", "-fsanitize=thread", "-DEMULATION_RACES"],
 }
 
 

@@ -98,7 +98,18 @@ __global__ void unwritten_shared(int* data) {
   data[threadIdx.x] = x[threadIdx.x];
 }
 
-// Every thread reads its neighbour's after it was written.
+// Lanes read what their neighbours have written. The mistake: half of them only have waited for it.
+template <bool broken>
+__global__ void within_warp(int* data) {
+  int *x = shared_memory<int>(), t = threadIdx.x;
+  x[t] = data[t];
+  if (broken)
+    __syncwarp(lane() < 16 ? 0xffff : 0xffff0000);
+  else
+    __syncwarp();
+  data[t] = x[t ^ 16];
+}
+
 template <bool broken>
 __global__ void outside_shared(int* data) {
   int *x = shared_memory<int>(), t = threadIdx.x;
@@ -171,6 +182,7 @@ KERNEL(lane_missing)
 KERNEL(not_in_own_mask)
 KERNEL(reads_beyond_mask)
 KERNEL(unwritten_shared)
+KERNEL(within_warp)
 KERNEL(outside_shared)
 KERNEL(outside_global)
 KERNEL(misaligned)

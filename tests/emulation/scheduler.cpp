@@ -69,6 +69,7 @@ bool Block::run() {
   for (int t = 0; t < threads_; ++t) make_ready(t);
   current_ = pick();
   switch_from(host);
+  host_ = nullptr;
   if (error_.empty()) return true;
   for (int t = 0; t < threads_; ++t) fibers_[t].restart(&Block::enter);
   ready_warps_ = 0;
@@ -217,7 +218,6 @@ int Block::pick_bit(uint32_t bits) {
 
 std::string Block::where() const { return "in block " + std::to_string(blockIdx.x) + " at "; }
 
-// Gives up the launch: what its fibers were doing is forgotten.
 void Block::stop(const std::string& error) {
   error_ = error;
   fibers_[current_].switch_to(*host_);

@@ -61,6 +61,10 @@ class Block {
   unsigned vote(const char* operation, unsigned mask, bool flag, Site site);
   uint64_t exchange(const char* operation, unsigned mask, uint64_t value, int source, Site site);
 
+  // Gives up the launch: what its fibers were doing is forgotten.
+  void stop(const std::string& error);
+
+  bool running() const { return host_; }
   int current() const { return current_; }
   unsigned existing_lanes(int warp) const;
   bool on_stack(const void* at) const;
@@ -76,7 +80,6 @@ class Block {
   int pick_bit(uint32_t bits);
   void make_ready(int thread);
   void switch_from(Fiber& from);
-  void stop(const std::string& error);
   void stop_stuck();
   std::string where() const;
 
