@@ -1,7 +1,9 @@
 """Which kernels are live, and why others are not."""
 
+import ctypes
 import os
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -46,7 +48,20 @@ def _load_cpu() -> Backend:
 def _load_cuda() -> Backend:
     if torch.version.cuda is None:
         return Backend("reference", f"torch {torch.__version__} is built without CUDA")
-    return Backend("reference", "this version of ausam_ext has no CUDA kernels")
+    library = next(Path(__file__).parent.glob("_C_cuda*.so"), None)
+    if library is None:
+        return Backend(
+            "reference",
+            "the CUDA kernels have not been run on a GPU yet and are built on demand: with nvcc of CUDA "
+            f"{torch.version.cuda}, FORCE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir .",
+        )
+    try:
+        # Its symbols have to be visible to a library that is not linked to it.
+        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"), ctypes.RTLD_GLOBAL)
+        torch.ops.load_library(library)
+    except OSError as error:
+        return Backend("reference", f"the CUDA kernels do not load: {error}")
+    return Backend("compiled", "")
 
 
 def backends() -> dict[str, Backend]:
