@@ -123,7 +123,8 @@ def adlp_update_(
 
     ``total[index[j]] += |loss_perturbed[j] - loss[j]|`` and ``count[index[j]] += 1``. The mean over visits,
     ADLP, is ``total / count``. A DLP that is not finite is not recorded; a sample that stands twice in
-    ``index`` is visited twice.
+    ``index`` is visited twice. (On CUDA, a call of more than 1,024 entries adds such visits in no fixed
+    order.)
 
     Args:
         total: ``[samples]``, float32 or float64: sums of DLP, in units of the loss.
