@@ -35,7 +35,6 @@ unsigned vote(const char* operation, unsigned mask, bool flag, Site site);
 uint64_t exchange(const char* operation, unsigned mask, uint64_t value, int source, Site site);
 
 int lane();
-unsigned existing_lanes();
 
 template <class T>
 T exchange_as(const char* operation, unsigned mask, T value, int source, Site site) {

@@ -37,12 +37,16 @@ class Fiber {
   // The thread that runs already.
   Fiber() {
 #if defined(__SANITIZE_ADDRESS__)
-    pthread_attr_t attributes;
-    void* bottom;
-    pthread_getattr_np(pthread_self(), &attributes);
-    pthread_attr_getstack(&attributes, &bottom, &size_);
-    pthread_attr_destroy(&attributes);
+    static thread_local size_t size = 0;
+    static thread_local void* bottom;
+    if (size == 0) {  // reads a file of the system
+      pthread_attr_t attributes;
+      pthread_getattr_np(pthread_self(), &attributes);
+      pthread_attr_getstack(&attributes, &bottom, &size);
+      pthread_attr_destroy(&attributes);
+    }
     stack_ = static_cast<char*>(bottom);
+    size_ = size;
 #endif
   }
 

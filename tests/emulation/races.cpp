@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 
 #include "scheduler.h"
@@ -66,8 +67,23 @@ struct Byte {
   Accesses reads, writes, atomics;
 };
 
-constexpr uintptr_t kPage = 1024;
-std::unordered_map<uintptr_t, std::unique_ptr<std::array<Byte, kPage>>> pages;
+using Page = std::array<Byte, 1024>;
+constexpr uintptr_t kPage = std::tuple_size_v<Page>;
+constexpr size_t kPages = 2000;  // to keep from one launch to the next, some 100 MB
+std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
+Page* last_page = nullptr;
+uintptr_t last_number = 0;
+
+Byte& byte_at(uintptr_t address) {
+  if (!last_page || address / kPage != last_number) {
+    last_number = address / kPage;
+    auto& page = pages[last_number];
+    if (!page) page = std::make_unique<Page>();
+    last_page = page.get();
+  }
+  return (*last_page)[address % kPage];
+}
+
 uint32_t launches, blocks, barriers;
 uint32_t warp_operations[kMaxThreads / 32];
 
@@ -97,16 +113,7 @@ void access(const void* at, size_t bytes, Kind kind, void* caller) {
       shared ? blocks : launches,    blockIdx.x,       barriers, warp_operations[thread / 32],
       static_cast<uint16_t>(thread), Accesses::kThread};
   for (size_t i = 0; i < bytes; ++i) {
-    uintptr_t address = reinterpret_cast<uintptr_t>(at) + i;
-    static uintptr_t last = 0;
-    static std::array<Byte, kPage>* page = nullptr;
-    if (!page || address / kPage != last) {
-      last = address / kPage;
-      auto& made = pages[last];
-      if (!made) made = std::make_unique<std::array<Byte, kPage>>();
-      page = made.get();
-    }
-    Byte& byte = (*page)[address % kPage];
+    Byte& byte = byte_at(reinterpret_cast<uintptr_t>(at) + i);
     auto stop = [&](const std::string& did) {
       block.stop(source_of(caller) + ": thread " + std::to_string(thread) + " of block " +
                  std::to_string(blockIdx.x) + did);
@@ -143,7 +150,12 @@ void atomic_access(const void* at, size_t bytes) {
 }
 
 // One counter for both: shared memory goes by blocks, global memory by launches.
-void launch_begins() { launches = ++blocks; }
+void launch_begins() {
+  launches = ++blocks;
+  if (pages.size() <= kPages) return;
+  pages.clear();
+  last_page = nullptr;
+}
 void block_begins() { ++blocks; }
 
 void block_synchronized() { ++barriers; }
