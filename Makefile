@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-install bench lint format clean
+.PHONY: demo test test-install test-sanitized bench lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -19,6 +19,10 @@ test: .venv/with-test .venv/installed
 # Builds and installs the package in environments of its own, with two other releases of torch: takes 8 GB of disk.
 test-install: .venv/with-test .venv/installed
 	$(BIN)/pytest -m install -rP
+
+# The operators' tests on emulated CUDA kernels, with AddressSanitizer and UndefinedBehaviorSanitizer.
+test-sanitized: .venv/with-test .venv/installed
+	$(BIN)/pytest -m sanitize -rP
 
 bench: .venv/with-test .venv/installed
 	$(BIN)/pytest --benchmark-only benchmarks

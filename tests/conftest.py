@@ -1,6 +1,7 @@
 """Backends: every test that takes `backend` runs on the compiled and on the reference kernels, those of the
 operators on the CUDA kernels too."""
 
+import os
 import socket
 
 import pytest
@@ -32,7 +33,7 @@ class _DefaultKernels(TorchDispatchMode):
 
 _LIVE = ausam_ext.backends()["cpu"]
 _FORCED = "AUSAM_EXT_BACKEND" in _LIVE.reason  # a run on the reference alone: test_backend.py starts one
-_OPERATOR_TESTS = {
+OPERATOR_TESTS = {
     "test_sampling",
     "test_statistics",
     "test_tensor_lists",
@@ -44,14 +45,16 @@ _OPERATOR_TESTS = {
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         names = ["reference"] if _FORCED else ["compiled", "reference"]
-        if not _FORCED and metafunc.module.__name__ in _OPERATOR_TESTS:
+        if not _FORCED and metafunc.module.__name__ in OPERATOR_TESTS:
             names.append("cuda-emulated")
         metafunc.parametrize("backend", names, indirect=True)
 
 
 @pytest.fixture(scope="session")
 def emulated(request):
-    return Library(build(request.config.cache.mkdir("emulation")))
+    # "races" also finds what no schedule shows; test_sanitized.py asks for the other variants.
+    variant = os.environ.get("AUSAM_EMULATION", "races")
+    return Library(build(request.config.cache.mkdir("emulation"), variant))
 
 
 @pytest.fixture
