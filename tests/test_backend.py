@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import ausam_ext
@@ -68,7 +67,6 @@ def test_a_misspelt_choice_is_refused():
     )
 
 
-@pytest.mark.skipif(backends()["cpu"].kernels != "compiled", reason="no compiled kernels in this run")
 def test_build_facts():
     from ausam_ext import _C
 

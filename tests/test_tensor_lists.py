@@ -1,11 +1,12 @@
 """perturb_, restore_, psf_capture_ and psf_reuse_ on lists of tensors of every layout."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from helpers import FLOATING, assert_error_at_most_twice, like, same_bits, tensor_list
 
-import ausam_ext
 from ausam_ext import ops
 
 NAN, INF = float("nan"), float("inf")
@@ -89,7 +90,7 @@ def test_mixed_dtypes_in_one_list(backend):
 
 
 @pytest.mark.skipif(
-    ausam_ext.backends()["cpu"].kernels != "compiled", reason="no compiled kernels in this run"
+    os.environ.get("AUSAM_EXT_BACKEND") == "reference", reason="sums in float32, as torch does"
 )
 def test_large_gradients_do_not_overflow_the_norm():
     """Squares of float32 above 1.8e19 do; the compiled kernels sum in float64."""
