@@ -190,12 +190,18 @@ def rho(value: Any) -> float:
     return number("rho", value, "a finite number not below 0", lambda v: v >= 0)
 
 
-def perturb_(params: Any, grads: Any, backups: Any, rho_: Any, *, adaptive: Any = False) -> None:
+def perturb_(
+    params: Any, grads: Any, backups: Any, rho_: Any, *, adaptive: Any = False, norm: Any = None
+) -> None:
     _lists("grads", grads, "params", params)
     _lists("backups", backups, "params", params)
     rho(rho_)
     if not isinstance(adaptive, bool):
         raise TypeError(f"adaptive: expected True or False, got {adaptive!r}")
+    if norm is not None:
+        tensor("norm", norm, TABLE, dim=0)
+        if params:
+            same_device("norm", norm, "params[0]", params[0])
 
 
 def restore_(params: Any, backups: Any) -> None:

@@ -24,7 +24,7 @@ adlp_update_(Tensor(a!) total, Tensor(b!) count, Tensor index, Tensor loss, Tens
 subset_sample(Tensor scores, int k, *, float s_min, float s_max, Tensor noise) -> Tensor
 adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None) -> Tensor
 sliced_variance(Tensor norms, int slices) -> Tensor
-perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False) -> Tensor
+perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, Tensor? norm=None) -> Tensor
 restore_(Tensor(a!)[] params, Tensor[] backups) -> ()
 psf_capture_(Tensor(a!)[] psf, Tensor[] grads, *, int? norm_last=None) -> (Tensor psf_norm, Tensor sgd_norm)
 psf_reuse_(Tensor(a!)[] grads, Tensor[] psf, Tensor scale) -> ()
@@ -258,6 +258,7 @@ def perturb_(
     rho: float,
     *,
     adaptive: bool = False,
+    norm: Tensor | None = None,
 ) -> Tensor:
     """SAM's ascent step (AUSAM Eq. 2): ``w += epsilon`` with ``epsilon = rho * g / (||g|| + 1e-12)``.
 
@@ -269,9 +270,11 @@ def perturb_(
         grads: ``g``: shape, dtype and device of ``params``, one for one.
         backups: receive the bits of ``params``; shape, dtype and device of ``params``.
         rho: radius of the perturbation, in units of ``w`` (adaptive: relative to ``|w|``), not below 0.
+        norm: 0-d float32 or float64, on the device of the first tensor: takes the place of the norm over
+            ``grads`` where that goes over more tensors than these, such as other processes' shards.
 
     Returns:
-        The norm, 0-d, on the device of the first tensor; float32, or float64 if one tensor is.
+        The norm that was used, 0-d, on the device of the first tensor; float32, or float64 if one tensor is.
 
     Changes:
         ``params``, ``backups``.
@@ -279,9 +282,9 @@ def perturb_(
     Raises:
         TypeError, ValueError: a list, a tensor of it or ``rho`` does not fit.
     """
-    norm = _call("perturb_", params, grads, backups, rho, adaptive=adaptive)
+    used = _call("perturb_", params, grads, backups, rho, adaptive=adaptive, norm=norm)
     increment_version((*params, *backups))
-    return norm
+    return used
 
 
 def restore_(params: Sequence[Tensor], backups: Sequence[Tensor]) -> None:

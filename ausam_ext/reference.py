@@ -93,10 +93,14 @@ def perturb_(
     rho: float,
     *,
     adaptive: bool = False,
+    norm: Tensor | None = None,
 ) -> Tensor:
     dtype = accumulation_dtype(params)
-    directions = [_wide(w) * _wide(g) if adaptive else g for w, g in zip(params, grads, strict=True)]
-    norm = _global_norm(directions, dtype)
+    if norm is None:
+        directions = [_wide(w) * _wide(g) if adaptive else g for w, g in zip(params, grads, strict=True)]
+        norm = _global_norm(directions, dtype)
+    else:
+        norm = norm.to(dtype, copy=True)
     scale = (rho / (norm + 1e-12)).where(norm.isfinite() & (norm > 0), 0)
     for p, g, backup in zip(params, grads, backups, strict=True):
         backup.copy_(p)

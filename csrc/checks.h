@@ -75,6 +75,12 @@ inline void check_rho(double rho) {
   STD_TORCH_CHECK(rho >= 0 && std::isfinite(rho), "rho: finite and not below 0");
 }
 
+inline void check_norm(const std::optional<Tensor>& norm, const std::vector<Tensor>& params) {
+  if (!norm) return;
+  STD_TORCH_CHECK(is_table(norm->scalar_type()) && norm->dim() == 0, "norm: one float");
+  if (!params.empty()) check_same_device(*norm, params[0], "norm");
+}
+
 inline void check_norm_last(const std::optional<int64_t>& norm_last, size_t tensors) {
   STD_TORCH_CHECK(!norm_last || (*norm_last >= 1 && *norm_last <= static_cast<int64_t>(tensors)),
                   "norm_last: from 1 to the number of tensors");

@@ -66,6 +66,33 @@ def test_a_norm_that_is_zero_or_not_finite_perturbs_nothing(backend, value, adap
     assert all(same_bits(p, w) and same_bits(b, w) for p, b, w in zip(params, backups, before, strict=True))
 
 
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_lists_that_share_a_given_norm_are_perturbed_as_one(backend, dtype, adaptive):
+    params = tensor_list(dtype)
+    grads, backups, again = like(params, 1), like(params, 2), like(params, 3)
+    restored = [p.clone() for p in params]
+    norm = ops.perturb_(params, grads, backups, RHO, adaptive=adaptive)
+    together = [p.clone() for p in params]
+    for i in (0, 2, len(params)):
+        ops.restore_(params, restored)
+        for part in (slice(i), slice(i, None)):
+            if params[part]:
+                used = ops.perturb_(params[part], grads[part], again[part], RHO, adaptive=adaptive, norm=norm)
+                assert same_bits(used, norm) and used is not norm
+        for p, t, b, w in zip(params, together, again, restored, strict=True):
+            assert same_bits(b, w)
+            torch.testing.assert_close(p, t, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, NAN, INF])
+def test_a_given_norm_that_is_zero_or_not_finite_perturbs_nothing(backend, value):
+    params, backups = [torch.randn(5)], [torch.empty(5)]
+    before = params[0].clone()
+    ops.perturb_(params, [torch.ones(5)], backups, RHO, norm=torch.tensor(value, dtype=torch.float64))
+    assert same_bits(params[0], before) and same_bits(backups[0], before)
+
+
 def test_rho_zero_changes_no_bit(backend):
     params = [torch.tensor([-0.0, 1.0, NAN])]
     before, backups = params[0].clone(), [torch.empty(3)]

@@ -47,11 +47,12 @@ AUSAM_SIMD void ascend(Block<T> b, int64_t begin, int64_t end, double scale, boo
 }
 
 Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
-                double rho, bool adaptive) {
+                double rho, bool adaptive, std::optional<Tensor> given) {
   check_floating(params, "perturb_: params");
   check_pairs(params, grads, "perturb_: params and grads");
   check_pairs(params, backups, "perturb_: params and backups");
   check_rho(rho);
+  check_norm(given, params);
   NoGrad no_grad;
   DenseList w(params), g(grads, w), saved(backups, w);
   auto chunks = cut(w.tensors());
@@ -66,11 +67,18 @@ Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
     });
   };
 
-  std::vector<double> partial(chunks.size());
-  for_each_block([&](int64_t c, auto block, int64_t begin, int64_t end) {
-    partial[c] = squared_norm(block, begin, end, adaptive);
-  });
-  double norm = std::sqrt(std::accumulate(partial.begin(), partial.end(), 0.0));
+  double norm;
+  if (given) {
+    norm = dispatch_table(given->scalar_type(), [&](auto t) {
+      return static_cast<double>(*static_cast<const decltype(t)*>(given->data_ptr()));
+    });
+  } else {
+    std::vector<double> partial(chunks.size());
+    for_each_block([&](int64_t c, auto block, int64_t begin, int64_t end) {
+      partial[c] = squared_norm(block, begin, end, adaptive);
+    });
+    norm = std::sqrt(std::accumulate(partial.begin(), partial.end(), 0.0));
+  }
   double scale = norm > 0 && std::isfinite(norm) ? rho / (norm + 1e-12) : 0;
   for_each_block([&](int64_t, auto block, int64_t begin, int64_t end) {
     ascend(block, begin, end, scale, adaptive);

@@ -5,18 +5,9 @@
 namespace ausam::cuda {
 namespace {
 
-Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
-                double rho, bool adaptive) {
-  check_floating(params, "perturb_: params");
-  check_pairs(params, grads, "perturb_: params and grads");
-  check_pairs(params, backups, "perturb_: params and backups");
-  check_rho(rho);
-  NoGrad no_grad;
-  DenseList w(params), g(grads, w), saved(backups, w);
-  auto devices = by_device(w.tensors());
-  ScalarType type = result_type(params);
-  if (devices.empty()) return torch::stable::new_zeros(params.at(0), {}, type);
-
+// ||g||^2 of every device, on the first of them.
+Tensor squared_norms_of(const DenseList& w, const DenseList& g,
+                        const std::vector<OnDevice>& devices, bool adaptive) {
   std::vector<Tensor> sums;
   for (auto& d : devices) {
     const Tensor& here = w[d.groups[0].members[0]];
@@ -37,14 +28,34 @@ Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
     device.launch(sum_partials, 1, kListThreads, kScratch, data(partial), blocks,
                   data(sums.back()));
   }
+  return gathered(sums);
+}
+
+Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
+                double rho, bool adaptive, std::optional<Tensor> given) {
+  check_floating(params, "perturb_: params");
+  check_pairs(params, grads, "perturb_: params and grads");
+  check_pairs(params, backups, "perturb_: params and backups");
+  check_rho(rho);
+  check_norm(given, params);
+  NoGrad no_grad;
+  DenseList w(params), g(grads, w), saved(backups, w);
+  auto devices = by_device(w.tensors());
+  ScalarType type = result_type(params);
+  if (devices.empty()) {
+    Tensor norm = torch::stable::new_zeros(params.at(0), {}, type);
+    if (given) torch::stable::copy_(norm, *given);
+    return norm;
+  }
 
   const Tensor& first = w[devices[0].groups[0].members[0]];
-  Tensor all = gathered(sums), scale = doubles(first, 1);
-  Tensor norm = torch::stable::new_empty(first, {}, type);
+  Tensor sums = given ? doubles(first, 1) : squared_norms_of(w, g, devices, adaptive);
+  if (given) torch::stable::copy_(sums, *given);
+  Tensor norm = torch::stable::new_empty(first, {}, type), scale = doubles(first, 1);
   dispatch_table(type, [&](auto t) {
     using N = decltype(t);
-    DeviceOf(first).launch(finish_norm<N>, 1, 32, kScratch, data(all), all.numel(), rho,
-                           static_cast<N*>(norm.data_ptr()), data(scale));
+    DeviceOf(first).launch(finish_norm<N>, 1, 32, kScratch, data(sums), sums.numel(),
+                           given.has_value(), rho, static_cast<N*>(norm.data_ptr()), data(scale));
   });
 
   for (auto& d : devices) {

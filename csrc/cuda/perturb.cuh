@@ -27,11 +27,12 @@ __global__ void squared_norms(const __grid_constant__ List<2> list, bool adaptiv
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// norm = sqrt(sum of sums); scale = rho / (norm + 1e-12), 0 where the norm is zero or not finite.
-// One block.
+// norm = sqrt(sum of sums), or `sums` itself where it is the norm already; scale = rho / (norm +
+// 1e-12), 0 where the norm is zero or not finite. One block.
 template <class N>
-__global__ void finish_norm(const double* sums, int64_t n, double rho, N* norm, double* scale) {
-  double value = sqrt(sum_of(sums, n));
+__global__ void finish_norm(const double* sums, int64_t n, bool is_norm, double rho, N* norm,
+                            double* scale) {
+  double value = is_norm ? *sums : sqrt(sum_of(sums, n));
   if (threadIdx.x > 0) return;
   *norm = static_cast<N>(value);
   *scale = value > 0 && value - value == 0 ? rho / (value + 1e-12) : 0;
