@@ -10,9 +10,10 @@ if (Path(__file__).parents[1] / "csrc").is_dir():
 from . import ops
 from .adlp import ADLP
 from .backend import backends
+from .rate import RateController
 from .sam import SAM
 from .sampler import AUSAMBatchSampler
-from .vsam import VSAM, RateController
+from .vsam import VSAM
 
 __all__ = ["ADLP", "SAM", "VSAM", "AUSAMBatchSampler", "RateController", "backends", "ops"]
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
 """The table of per-sample statistics that AUSAM samples from."""
 
+import math
 from typing import Any
 
 import torch
@@ -47,13 +48,17 @@ class ADLP:
     def device(self) -> torch.device:
         return self.total.device
 
-    def update(self, index: Tensor, loss: Tensor, loss_perturbed: Tensor) -> None:
+    def update(
+        self, index: Tensor, loss: Tensor, loss_perturbed: Tensor, *, skip: Tensor | None = None
+    ) -> None:
         """Records one step (Algorithm 1, line 8).
 
         Args:
             index: ``[B]``, int32 or int64, on any device: which samples the losses belong to.
             loss: ``[B]``: per-sample losses at ``w`` (``reduction="none"``), on the device of the table.
             loss_perturbed: ``[B]``, like ``loss``: the same samples' losses at ``w + epsilon``.
+            skip: 0-d bool, on the device of the losses: record nothing if it is true. ``SAM.overflow``, where
+                the gradients are scaled.
 
         Losses that are not finite are skipped. No gradient is kept and nothing is synchronised.
 
@@ -63,6 +68,8 @@ class ADLP:
                 or plan of an epoch.
         """
         index = self.place(index)
+        if skip is not None:
+            loss_perturbed = loss_perturbed.detach().masked_fill(skip, math.nan)
         ops.adlp_update_(self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid)
 
     def place(self, index: Tensor) -> Tensor:

@@ -1,12 +1,17 @@
 """Sharpness-Aware Minimization around any optimizer."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from . import checks, ops
+from .sharding import global_norm, is_sharded, local
 
 Closure = Callable[[], Tensor]
 
@@ -25,23 +30,57 @@ class SAM:
         loss, loss_perturbed = sam.backward(closure)
         optimizer.step()
 
-    Running statistics of normalisation layers come from the first pass only. Nothing is synchronised.
+    Either pass may consist of several backward passes (gradient accumulation). Running statistics of
+    normalisation layers come from the first pass only. Nothing is synchronised with the host.
 
     Args:
-        model: the module to train. Its parameters and normalisation layers are looked up once, here.
+        model: the module to train, as the training loop calls it: wrapped by ``DistributedDataParallel``,
+            ``fully_shard`` or ``torch.compile`` if it is. Its parameters and normalisation layers are looked
+            up once, here.
         rho: radius of the perturbation, in units of the weights, not below 0.
         adaptive: ASAM's perturbation, relative to the size of each weight; use a ``rho`` about ten times as
             large.
+        groups: parameters with a radius of their own, as in ``[{"params": model.head.parameters(), "rho":
+            0.1}]``. The norm goes over all parameters.
+        scaler: what scales the losses of both passes, for float16. An overflow in either pass then makes its
+            ``step`` skip the optimizer's.
+
+    Attributes:
+        rho, groups: the radii, which may be changed between steps.
+        overflow: with a ``scaler``, whether a gradient of the last step overflowed in either pass; 0-d bool.
     """
 
-    def __init__(self, model: nn.Module, rho: float = 0.05, *, adaptive: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rho: float = 0.05,
+        *,
+        adaptive: bool = False,
+        groups: Sequence[dict[str, Any]] = (),
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         if not isinstance(adaptive, bool):
             raise TypeError(f"adaptive: expected True or False, got {adaptive!r}")
+        if not isinstance(scaler, (torch.amp.GradScaler, type(None))):
+            raise TypeError(f"scaler: expected a torch.amp.GradScaler, got {scaler!r}")
+        self.model = model
+        wrapped = getattr(model, "_orig_mod", model)  # by torch.compile
+        self._ddp = wrapped if isinstance(wrapped, DistributedDataParallel) else None
         self.rho = checks.rho(rho)
         self.adaptive = adaptive
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.overflow: Tensor | None = None
         self._params = list(model.parameters())
+        self._sharded = any(map(is_sharded, self._params))
+        self._own = {id(p) for p in self._params}
+        self.groups: list[dict[str, Any]] = [
+            {"params": list(g["params"]), "rho": checks.rho(g["rho"])} for g in groups
+        ]
+        grouped = [id(p) for g in self.groups for p in g["params"]]
+        if len(set(grouped)) < len(grouped) or not set(grouped) <= self._own:
+            raise ValueError("groups: expected parameters of the model, each at most once")
         self._statistics = [
             (m, name) for m in model.modules() if _tracks_statistics(m) for name in m._buffers
         ]
@@ -59,54 +98,125 @@ class SAM:
         perturbs none.
 
         Raises:
-            RuntimeError: no parameter has a gradient, or the perturbation is already active.
+            RuntimeError: no parameter has a gradient, on entering or on leaving; the perturbation is already
+                active; an optimizer of these weights steps inside.
         """
         if self._inside:
             raise RuntimeError(
                 "perturbed(): already inside; leave the first perturbation before entering another"
             )
         params = [p for p in self._params if p.grad is not None]
-        grads = [p.grad for p in params if p.grad is not None]
         if not params:
             raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
-        backups = [self._memory(i, p) for i, p in enumerate(self._params) if p.grad is not None]
+        weights: list[Tensor] = [local(p) for p in params] if self._sharded else [*params]
+        backups = [
+            self._memory(i, local(p) if self._sharded else p)
+            for i, p in enumerate(self._params)
+            if p.grad is not None
+        ]
         statistics = [
             (m, name, b) for m, name in self._statistics if m.training and (b := m._buffers[name]) is not None
         ]
         buffers = [b for _, _, b in statistics]
         saved = [self._memory((id(m), name), b) for m, name, b in statistics]
         ops.restore_(saved, buffers)
-        ops.perturb_(params, grads, backups, self.rho, adaptive=self.adaptive)
+        norm = self._ascend(params, weights, backups)
         self._inside = True
+        hook = register_optimizer_step_pre_hook(self._refuse_step)
         try:
+            # Autocast keeps what it cast for as long as its block lasts: the weights before the change.
+            torch.clear_autocast_cache()
             for p in params:
                 p.grad = None
             yield
         finally:
+            hook.remove()
             self._inside = False
-            ops.restore_([*params, *buffers], [*backups, *saved])
+            ops.restore_([*weights, *buffers], [*backups, *saved])
+            torch.clear_autocast_cache()
             for module, name, buffer in statistics:
                 module._buffers[name] = buffer  # a layer may have put another tensor in its place
+        grads = [p.grad for p in self._params if p.grad is not None]
+        if not grads:
+            raise RuntimeError("perturbed(): no backward() ran inside; without it there is no SAM gradient")
+        if self.scaler is not None:
+            self._note_overflow(norm, grads)
 
-    def backward(self, closure: Closure) -> tuple[Tensor, Tensor]:
+    def backward(
+        self, closure: Closure, *, same_masks: bool = False, per_process: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Runs both passes and leaves the SAM gradient in ``.grad``.
 
         Args:
             closure: clears the gradients, runs forward and backward, returns its loss (of any shape).
+            same_masks: start both passes from the same random state, so that dropout drops the same.
+            per_process: with ``DistributedDataParallel``, do not average the first pass: each process
+                perturbs by the gradient of its own batch (m-sharpness), and one of two reductions is saved.
 
         Returns:
             The losses at ``w`` and at ``w + epsilon``, detached.
         """
-        loss = run(closure)
+        if per_process and self._ddp is None:
+            raise TypeError(
+                "per_process: expected a SAM made with the DistributedDataParallel that wraps the model, got "
+                f"one made with {type(self.model).__name__}"
+            )
+        masks = self._random_state() if same_masks else None
+        with self._ddp.no_sync() if self._ddp and per_process else nullcontext():
+            loss = run(closure)
         with self.perturbed():
+            if masks is not None:
+                _set_random_state(masks)
             loss_perturbed = run(closure)
         return loss, loss_perturbed
+
+    def _ascend(self, params: list[nn.Parameter], weights: list[Tensor], backups: list[Tensor]) -> Tensor:
+        """Perturbs ``weights``, the local parts of ``params``, and returns the norm of the gradient."""
+        grads = [p.grad for p in params if p.grad is not None]
+        if not self.groups and not self._sharded:
+            return ops.perturb_(weights, grads, backups, self.rho, adaptive=self.adaptive)
+        norm = global_norm(grads, params if self.adaptive else None)
+        grads = [local(g) for g in grads]
+        checks.perturb_(weights, grads, backups, self.rho)  # of all, before the first is changed
+        radius = {id(p): checks.rho(g["rho"]) for g in self.groups for p in g["params"]}
+        radii = [radius.get(id(p), self.rho) for p in params]
+        for rho in dict.fromkeys(radii):
+            members = [i for i, r in enumerate(radii) if r == rho]
+            w, g, b = ([tensors[i] for i in members] for tensors in (weights, grads, backups))
+            ops.perturb_(w, g, b, rho, adaptive=self.adaptive, norm=norm.to(w[0].device))
+        return norm
+
+    def _refuse_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if any(id(p) in self._own for group in optimizer.param_groups for p in group["params"]):
+            raise RuntimeError(
+                "optimizer.step() inside perturbed(): what it changes would be lost when the weights come "
+                "back; call it after the block"
+            )
+
+    @torch.no_grad()
+    def _note_overflow(self, norm: Tensor, grads: list[Tensor]) -> None:
+        mark = norm - norm  # NaN if the first pass overflowed: the second one then ran at w
+        if self._ddp is not None:
+            dist.all_reduce(mark, group=self._ddp.process_group)  # if the first pass was not averaged
+        first = local(grads[0])
+        first.add_(mark.to(first.device))  # one gradient that is not finite makes the scaler skip the step
+        self.overflow = ~global_norm(grads).isfinite()
+
+    def _random_state(self) -> dict[int | None, Tensor]:
+        """Of the CPU's generator and of those of the model's GPUs."""
+        gpus = {p.device.index for p in self._params if p.is_cuda}
+        return {None: torch.get_rng_state(), **{i: torch.cuda.get_rng_state(i) for i in gpus}}
 
     def _memory(self, key: int | tuple[int, str], like: Tensor) -> Tensor:
         t = self._saved.get(key)
         if t is None or t.shape != like.shape or t.dtype != like.dtype or t.device != like.device:
             t = self._saved[key] = torch.empty_like(like, requires_grad=False)
         return t
+
+
+def _set_random_state(state: dict[int | None, Tensor]) -> None:
+    for gpu, value in state.items():
+        torch.set_rng_state(value) if gpu is None else torch.cuda.set_rng_state(value, gpu)
 
 
 def _tracks_statistics(module: nn.Module) -> bool:

@@ -50,6 +50,6 @@ def test_resumed_run_is_bit_identical(tmp_path, uninterrupted, stops):
 def test_the_run_is_one_worth_resuming(uninterrupted):
     """Both kinds of iteration, a PSF, an updated rate, a table that differs by sample."""
     vsam, adlp = uninterrupted["vsam"], uninterrupted["adlp"]
-    assert len(vsam["controller"]["observed"]) > 3 and vsam["controller"]["s"] != 2
-    assert any(p is not None for p in vsam["psf"])
+    assert vsam["controller"]["count"] > 3 and vsam["controller"]["s"] != 2
+    assert vsam["has_psf"].all() and vsam["decay"] > 0
     assert len(adlp["count"].unique()) > 2

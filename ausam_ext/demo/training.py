@@ -103,8 +103,8 @@ def train(run: Run, digits: Digits, epochs: int, device: torch.device) -> Iterat
         run.chosen.append(torch.cat(chosen).cpu())
         run.sampled += sampled
         if isinstance(sam, VSAM) and any(sampled):
-            observed = sam.controller.state_dict()["observed"][-sum(sampled) :]
-            run.psf_norm += [psf_norm for psf_norm, _ in observed]
+            state = sam.controller.state_dict()
+            run.psf_norm += state["observed"][: state["count"], 0].tolist()[-sum(sampled) :]
         yield
     run.adlp, run.wrong = adlp.mean().cpu(), digits.wrong
     run.accuracy = accuracy(model, digits)

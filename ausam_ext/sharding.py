@@ -1,0 +1,53 @@
+"""Parameters that are spread over processes: DTensors, as ``fully_shard`` (FSDP2) makes them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .reference import accumulation_dtype
+
+
+def is_sharded(t: Tensor) -> bool:
+    return hasattr(t, "to_local")  # a DTensor, told without importing what defines it
+
+
+def local(t: Tensor) -> Tensor:
+    """The part of a DTensor that lies in this process, in its own memory; another tensor itself."""
+    if not is_sharded(t):
+        return t
+    with torch.no_grad():
+        return t.to_local()  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def global_norm(tensors: Sequence[Tensor], factors: Sequence[Tensor] | None = None) -> Tensor:
+    """``||t||``, or ``||t * f||``, over all tensors and processes: 0-d, float64, on the device of the first.
+
+    Nothing is synchronised with the host. A plain tensor counts once: every process holds the same.
+    """
+    groups: dict[Any, list[Tensor]] = {}
+    for i, t in enumerate(tensors):
+        part = local(t)
+        if factors is not None:
+            dtype = accumulation_dtype([part])
+            part = part.to(dtype) * local(factors[i]).to(dtype)
+        groups.setdefault((_spread(t), part.device, part.dtype), []).append(part)
+    total = torch.zeros((), dtype=torch.float64, device=local(tensors[0]).device)
+    for (spread, _, _), parts in groups.items():
+        norms = torch._foreach_norm(parts, 2, accumulation_dtype(parts))
+        square = torch.stack(norms).double().square().sum()
+        for mesh, dim in spread:
+            dist.all_reduce(square, group=mesh.get_group(dim))
+        total += square.to(total.device)
+    return total.sqrt()
+
+
+def _spread(t: Tensor) -> tuple[tuple[Any, int], ...]:
+    """Over which dimensions of which mesh the elements of ``t`` are spread."""
+    if not is_sharded(t):
+        return ()
+    placements = enumerate(t.placements)  # type: ignore[attr-defined]
+    return tuple((t.device_mesh, dim) for dim, p in placements if p.is_shard())  # type: ignore[attr-defined]
