@@ -137,9 +137,9 @@ class VSAM(SAM):
         else:
             # In two calls for the norms over all, at no cost of memory traffic.
             psf_norm, sgd_norm = ops.psf_capture_(old[-n:], new[-n:])
-            whole = (
-                psf_norm + ops.psf_capture_(old[:-n], new[:-n])[0].to(psf_norm) if len(old) > n else psf_norm
-            )
+            whole = psf_norm
+            if len(old) > n:
+                whole = whole + ops.psf_capture_(old[:-n], new[:-n])[0].to(psf_norm)
         if self.scaler is not None:
             unscale = self.scaler.scale(torch.ones_like(psf_norm)).reciprocal()
             psf_norm, sgd_norm = psf_norm * unscale, sgd_norm * unscale
