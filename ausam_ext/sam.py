@@ -175,14 +175,14 @@ class SAM:
         grads = [p.grad for p in params if p.grad is not None]
         if not self.groups and not self._sharded:
             return ops.perturb_(weights, grads, backups, self.rho, adaptive=self.adaptive)
+        parts = [local(g) for g in grads]
+        checks.perturb_(weights, parts, backups, self.rho)  # of all, before the first is changed
         norm = global_norm(grads, params if self.adaptive else None)
-        grads = [local(g) for g in grads]
-        checks.perturb_(weights, grads, backups, self.rho)  # of all, before the first is changed
         radius = {id(p): checks.rho(g["rho"]) for g in self.groups for p in g["params"]}
         radii = [radius.get(id(p), self.rho) for p in params]
         for rho in dict.fromkeys(radii):
             members = [i for i, r in enumerate(radii) if r == rho]
-            w, g, b = ([tensors[i] for i in members] for tensors in (weights, grads, backups))
+            w, g, b = ([tensors[i] for i in members] for tensors in (weights, parts, backups))
             ops.perturb_(w, g, b, rho, adaptive=self.adaptive, norm=norm.to(w[0].device))
         return norm
 
