@@ -84,9 +84,9 @@ class SAM:
         self._statistics = [
             (m, name) for m in model.modules() if _tracks_statistics(m) for name in m._buffers
         ]
-        # Copies of parameters and statistics, kept: to allocate them anew costs more than to fill them.
-        self._saved: dict[int | tuple[int, str], Tensor] = {}
-        self._inside = False
+        # Copies of both, kept: to allocate them anew costs more than to fill them.
+        self._saved_params: list[Tensor | None] = [None] * len(self._params)
+        self._saved_statistics: list[Tensor | None] = [None] * len(self._statistics)
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -101,7 +101,7 @@ class SAM:
             RuntimeError: no parameter has a gradient, on entering or on leaving; the perturbation is already
                 active; an optimizer of these weights steps inside.
         """
-        if self._inside:
+        if self in _INSIDE:
             raise RuntimeError(
                 "perturbed(): already inside; leave the first perturbation before entering another"
             )
@@ -109,20 +109,17 @@ class SAM:
         if not params:
             raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
         weights: list[Tensor] = [local(p) for p in params] if self._sharded else [*params]
-        backups = [
-            self._memory(i, local(p) if self._sharded else p)
-            for i, p in enumerate(self._params)
-            if p.grad is not None
+        with_grad = [i for i, p in enumerate(self._params) if p.grad is not None]
+        backups = _memory(self._saved_params, with_grad, weights)
+        tracked = [
+            i for i, (m, name) in enumerate(self._statistics) if m.training and m._buffers[name] is not None
         ]
-        statistics = [
-            (m, name, b) for m, name in self._statistics if m.training and (b := m._buffers[name]) is not None
-        ]
-        buffers = [b for _, _, b in statistics]
-        saved = [self._memory((id(m), name), b) for m, name, b in statistics]
+        layers = [self._statistics[i] for i in tracked]
+        buffers: list[Tensor] = [m._buffers[name] for m, name in layers]  # type: ignore[misc]
+        saved = _memory(self._saved_statistics, tracked, buffers)
         ops.restore_(saved, buffers)
         norm = self._ascend(params, weights, backups)
-        self._inside = True
-        hook = register_optimizer_step_pre_hook(self._refuse_step)
+        _INSIDE.append(self)
         try:
             # Autocast keeps what it cast for as long as its block lasts: the weights before the change.
             torch.clear_autocast_cache()
@@ -130,11 +127,10 @@ class SAM:
                 p.grad = None
             yield
         finally:
-            hook.remove()
-            self._inside = False
+            _INSIDE.remove(self)
             ops.restore_([*weights, *buffers], [*backups, *saved])
             torch.clear_autocast_cache()
-            for module, name, buffer in statistics:
+            for (module, name), buffer in zip(layers, buffers, strict=True):
                 module._buffers[name] = buffer  # a layer may have put another tensor in its place
         grads = [p.grad for p in self._params if p.grad is not None]
         if not grads:
@@ -186,13 +182,6 @@ class SAM:
             ops.perturb_(w, g, b, rho, adaptive=self.adaptive, norm=norm.to(w[0].device))
         return norm
 
-    def _refuse_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if any(id(p) in self._own for group in optimizer.param_groups for p in group["params"]):
-            raise RuntimeError(
-                "optimizer.step() inside perturbed(): what it changes would be lost when the weights come "
-                "back; call it after the block"
-            )
-
     @torch.no_grad()
     def _note_overflow(self, norm: Tensor, grads: list[Tensor]) -> None:
         mark = norm - norm  # NaN if the first pass overflowed: the second one then ran at w
@@ -207,11 +196,31 @@ class SAM:
         gpus = {p.device.index for p in self._params if p.is_cuda}
         return {None: torch.get_rng_state(), **{i: torch.cuda.get_rng_state(i) for i in gpus}}
 
-    def _memory(self, key: int | tuple[int, str], like: Tensor) -> Tensor:
-        t = self._saved.get(key)
+
+_INSIDE: list[SAM] = []  # whose weights are perturbed now
+
+
+def _refuse_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for sam in _INSIDE:
+        if any(id(p) in sam._own for group in optimizer.param_groups for p in group["params"]):
+            raise RuntimeError(
+                "optimizer.step() inside perturbed(): what it changes would be lost when the weights come "
+                "back; call it after the block"
+            )
+
+
+register_optimizer_step_pre_hook(_refuse_step)
+
+
+def _memory(kept: list[Tensor | None], places: list[int], tensors: list[Tensor]) -> list[Tensor]:
+    """What is kept at ``places``, made anew where it is not like the tensor."""
+    found = []
+    for i, like in zip(places, tensors, strict=True):
+        t = kept[i]
         if t is None or t.shape != like.shape or t.dtype != like.dtype or t.device != like.device:
-            t = self._saved[key] = torch.empty_like(like, requires_grad=False)
-        return t
+            t = kept[i] = torch.empty_like(like, requires_grad=False)
+        found.append(t)
+    return found
 
 
 def _set_random_state(state: dict[int | None, Tensor]) -> None:

@@ -48,7 +48,6 @@ class VSAM(SAM):
 
     Attributes:
         sampled: whether the last iteration took the second pass; None before the first.
-        controller: the :class:`RateController`.
     """
 
     def __init__(
@@ -70,13 +69,14 @@ class VSAM(SAM):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__(model, rho, groups=groups, scaler=scaler)
-        self.controller = RateController(window, slices, alpha, max_rate, initial_samples)
+        self._controller = RateController(window, slices, alpha, max_rate, initial_samples)
         self.gamma = checks.number("gamma", gamma, "a number from 0 to 1", lambda v: 0 <= v <= 1)
         self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
         self.max_reuse = checks.integer("max_reuse", max_reuse, 0)
         self.norm_params = None if norm_params is None else checks.integer("norm_params", norm_params, 1)
         self.sampled: bool | None = None
         self._decision: bool | None = None  # of the iteration that has not ended yet
+        self._ended = False  # it has, but is not counted yet
         self._iteration = 0
         self._step = 0  # iterations of this window that have ended
         self._taken = 0  # and how many of them took the second pass
@@ -87,20 +87,27 @@ class VSAM(SAM):
         self._norms: tuple[Tensor, Tensor] | None = None  # ||PSF||, ||g_SGD|| of the last sample
         self._generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
 
+    @property
+    def controller(self) -> RateController:
+        """What sets the rate; up to date with the last iteration."""
+        self._count()
+        return self._controller
+
     def decide(self) -> bool:
         """Whether this iteration takes the second pass: the same answer until the iteration ends.
 
         Within a window exactly ``int(s)`` iterations do: by chance at the rate ``s / N`` while some are left,
         and by necessity once no more iterations are left than samples.
         """
+        self._count()
         if self._decision is None:
             self._decision = self._iteration < self.warmup_steps or self._draw()
         return self._decision
 
     def _draw(self) -> bool:
-        missing = int(self.controller.s) - self._taken
-        left = self.controller.window - self._step
-        by_chance = torch.rand((), generator=self._generator).item() < self.controller.rate
+        missing = int(self._controller.s) - self._taken
+        left = self._controller.window - self._step
+        by_chance = torch.rand((), generator=self._generator).item() < self._controller.rate
         return missing > 0 and (by_chance or left <= missing)
 
     @contextmanager
@@ -110,9 +117,11 @@ class VSAM(SAM):
         After an exception inside, the iteration has not ended, and there is no PSF to reuse until the next
         sample.
         """
+        self._count()
         # The gradients of the first pass become the PSF in their own memory; a view's memory is another's.
         sgd = [
-            g.clone() if g is not None and local(g)._is_view() else g for g in (p.grad for p in self._params)
+            g.clone() if g is not None and local(g)._base is not None else g
+            for g in (p.grad for p in self._params)
         ]
         with super().perturbed():
             self._psf = [None] * len(self._params)  # frees the old one before the second pass
@@ -152,6 +161,7 @@ class VSAM(SAM):
         """Adds the decayed PSF, if there is one, to ``.grad`` (Eq. 17); ends the iteration as not sampled."""
         if all(p.grad is None for p in self._params):
             raise RuntimeError("reuse_(): no parameter has a gradient; call backward() on the loss first")
+        self._count()
         pairs = [
             (local(p.grad), local(psf))
             for p, psf in zip(self._params, self._psf, strict=True)
@@ -172,7 +182,8 @@ class VSAM(SAM):
             (sampled_graph if vsam.decide() else reuse_graph).replay()
             vsam.replayed()
         """
-        self._end(sampled=self.decide())
+        self.sampled, self._ended = self.decide(), True
+        self._count()
         if self._age >= self.max_reuse:
             self._decay.zero_()
 
@@ -197,17 +208,23 @@ class VSAM(SAM):
     def _end(self, sampled: bool) -> None:
         if self._decay.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # nothing ran: replayed() ends the iterations that do
-        if sampled and self._norms is not None:
-            self.controller.observe(*self._norms)
-        self._age = 0 if sampled else self._age + 1
-        self.sampled, self._decision = sampled, None
+        self.sampled, self._ended = sampled, True
+
+    def _count(self) -> None:
+        """Counts the iteration that has ended; not at its end, which may be in a compiled graph."""
+        if not self._ended:
+            return
+        if self.sampled and self._norms is not None:
+            self._controller.observe(*self._norms)
+        self._age = 0 if self.sampled else self._age + 1
         if self._iteration >= self.warmup_steps:
             self._step += 1
-            self._taken += sampled
-            if self._step == self.controller.window:
-                self.controller.update()
+            self._taken += bool(self.sampled)
+            if self._step == self._controller.window:
+                self._controller.update()
                 self._step = self._taken = 0
         self._iteration += 1
+        self._ended, self._decision = False, None
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next iterations depend on, as numbers and references to the tensors, not copies.
@@ -215,6 +232,7 @@ class VSAM(SAM):
         Its structure is always the same, as ``torch.distributed.checkpoint`` needs it: where there is no PSF
         it has zeros.
         """
+        self._count()
         return {
             "version": _VERSION,
             "progress": [self._iteration, self._step, self._taken, self._age],
@@ -225,7 +243,7 @@ class VSAM(SAM):
                 _empty(p) if psf is None else psf for psf, p in zip(self._psf, self._params, strict=True)
             ],
             "decay": self._decay,
-            "controller": self.controller.state_dict(),
+            "controller": self._controller.state_dict(),
             "generator": self._generator.get_state(),
         }
 
@@ -245,8 +263,8 @@ class VSAM(SAM):
             if has_psf[i]:
                 checks.same_shape(f"psf[{i}]", saved, "the parameter", p)
         progress, sampled, decision = state["progress"], state["sampled"], state["decision"]
-        self.controller.load_state_dict(state["controller"])
-        self.sampled, self._decision = sampled, decision
+        self._controller.load_state_dict(state["controller"])
+        self.sampled, self._decision, self._ended = sampled, decision, False
         self._generator.set_state(generator.cpu())
         self._iteration, self._step, self._taken, self._age = progress
         self._psf = [

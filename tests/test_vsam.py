@@ -151,6 +151,7 @@ def test_observed_norms_are_those_of_the_last_parameters(backend):
         closure()
         sgd = grads(model)
         vsam.backward(closure)
+        vsam.decide()  # the next iteration begins
         psf = [g - s for g, s in zip(grads(model), sgd, strict=True)]
         expected = [torch.cat([t.flatten() for t in ts[last]]).norm() for ts in (psf, sgd)]
         torch.testing.assert_close(torch.stack(seen[0]), torch.stack(expected), rtol=1e-5, atol=0)
