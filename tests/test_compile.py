@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._dynamo.variables import constant
 
 from ausam_ext import ADLP, SAM, VSAM
 
@@ -30,6 +31,9 @@ def _fresh_compiler():
 def traced_backward():
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         yield
+    # Tracing writes the source of a parameter's missing .grad into Dynamo's one constant for None, which makes
+    # it fail in whatever it compiles later outside this mode.
+    constant.CONSTANT_VARIABLE_NONE.source = None
 
 
 def network():
