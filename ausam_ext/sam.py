@@ -85,8 +85,7 @@ class SAM:
             (m, name) for m in model.modules() if _tracks_statistics(m) for name in m._buffers
         ]
         # Copies of both, kept: to allocate them anew costs more than to fill them.
-        self._saved_params: list[Tensor | None] = [None] * len(self._params)
-        self._saved_statistics: list[Tensor | None] = [None] * len(self._statistics)
+        self._forget_copies()
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -108,17 +107,20 @@ class SAM:
         params = [p for p in self._params if p.grad is not None]
         if not params:
             raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
-        weights: list[Tensor] = [local(p) for p in params] if self._sharded else [*params]
+        weights = self._local(params)
         with_grad = [i for i, p in enumerate(self._params) if p.grad is not None]
-        backups = _memory(self._saved_params, with_grad, weights)
         tracked = [
             i for i, (m, name) in enumerate(self._statistics) if m.training and m._buffers[name] is not None
         ]
         layers = [self._statistics[i] for i in tracked]
         buffers: list[Tensor] = [m._buffers[name] for m, name in layers]  # type: ignore[misc]
-        saved = _memory(self._saved_statistics, tracked, buffers)
-        ops.restore_(saved, buffers)
-        norm = self._ascend(params, weights, backups)
+        arguments = (params, weights, with_grad, buffers, tracked)
+        try:
+            norm, backups, saved = self._ascend(*arguments)
+        except (TypeError, ValueError):  # before anything was changed
+            # Copies from before the model was converted or moved do not fit. To look each time takes longer.
+            self._forget_copies()
+            norm, backups, saved = self._ascend(*arguments)
         _INSIDE.append(self)
         try:
             # Autocast keeps what it cast for as long as its block lasts: the weights before the change.
@@ -166,12 +168,32 @@ class SAM:
             loss_perturbed = run(closure)
         return loss, loss_perturbed
 
-    def _ascend(self, params: list[nn.Parameter], weights: list[Tensor], backups: list[Tensor]) -> Tensor:
-        """Perturbs ``weights``, the local parts of ``params``, and returns the norm of the gradient."""
+    def _forget_copies(self) -> None:
+        self._saved_params: list[Tensor | None] = [None] * len(self._params)
+        self._saved_statistics: list[Tensor | None] = [None] * len(self._statistics)
+
+    def _ascend(
+        self,
+        params: list[nn.Parameter],
+        weights: list[Tensor],
+        with_grad: list[int],
+        buffers: list[Tensor],
+        tracked: list[int],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Copies the statistics, copies and perturbs ``weights``, the local parts of ``params``.
+
+        Returns the norm of the gradient and both copies.
+        """
+        backups = _memory(self._saved_params, with_grad, weights)
+        saved = _memory(self._saved_statistics, tracked, buffers)
+        ops.restore_(saved, buffers)
+        return self._perturb(params, weights, backups), backups, saved
+
+    def _perturb(self, params: list[nn.Parameter], weights: list[Tensor], backups: list[Tensor]) -> Tensor:
         grads = [p.grad for p in params if p.grad is not None]
         if not self.groups and not self._sharded:
             return ops.perturb_(weights, grads, backups, self.rho, adaptive=self.adaptive)
-        parts = [local(g) for g in grads]
+        parts = self._local(grads)
         checks.perturb_(weights, parts, backups, self.rho)  # of all, before the first is changed
         norm = global_norm(grads, params if self.adaptive else None)
         radius = {id(p): checks.rho(g["rho"]) for g in self.groups for p in g["params"]}
@@ -190,6 +212,9 @@ class SAM:
         first = local(grads[0])
         first.add_(mark.to(first.device))  # one gradient that is not finite makes the scaler skip the step
         self.overflow = ~global_norm(grads).isfinite()
+
+    def _local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [local(t) for t in tensors] if self._sharded else list(tensors)
 
     def _random_state(self) -> dict[int | None, Tensor]:
         """Of the CPU's generator and of those of the model's GPUs."""
@@ -213,11 +238,11 @@ register_optimizer_step_pre_hook(_refuse_step)
 
 
 def _memory(kept: list[Tensor | None], places: list[int], tensors: list[Tensor]) -> list[Tensor]:
-    """What is kept at ``places``, made anew where it is not like the tensor."""
+    """What is kept at ``places``, made where it is missing."""
     found = []
     for i, like in zip(places, tensors, strict=True):
         t = kept[i]
-        if t is None or t.shape != like.shape or t.dtype != like.dtype or t.device != like.device:
+        if t is None:
             t = kept[i] = torch.empty_like(like, requires_grad=False)
         found.append(t)
     return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import checks, ops
 from .rate import RateController
 from .sam import SAM, Closure, run
-from .sharding import global_norm, is_sharded, local
+from .sharding import global_norm
 
 _VERSION = 2
 
@@ -119,27 +119,26 @@ class VSAM(SAM):
         """
         self._count()
         # The gradients of the first pass become the PSF in their own memory; a view's memory is another's.
-        sgd = [
-            g.clone() if g is not None and local(g)._base is not None else g
-            for g in (p.grad for p in self._params)
-        ]
+        first = [(i, p.grad) for i, p in enumerate(self._params) if p.grad is not None]
+        views = [g._base is not None for g in self._local([g for _, g in first])]
+        sgd = [(i, g.clone() if view else g) for (i, g), view in zip(first, views, strict=True)]
         with super().perturbed():
             self._psf = [None] * len(self._params)  # frees the old one before the second pass
             yield
-        both = [i for i, p in enumerate(self._params) if sgd[i] is not None and p.grad is not None]
+        second = [self._params[i].grad for i, _ in sgd]
+        both = [(i, g, new) for (i, g), new in zip(sgd, second, strict=True) if new is not None]
         if both:
-            psf: list[Tensor] = [sgd[i] for i in both]  # type: ignore[misc]
-            self._capture(psf, [self._params[i].grad for i in both])  # type: ignore[misc]
-            for i, captured in zip(both, psf, strict=True):
-                self._psf[i] = captured
+            self._capture([g for _, g, _ in both], [new for _, _, new in both])
+            for i, g, _ in both:
+                self._psf[i] = g
         self._end(sampled=True)
 
     @torch.no_grad()
     def _capture(self, psf: list[Tensor], grads: list[Tensor]) -> None:
         """``psf``, the gradients of the first pass, become the PSF; notes the norms."""
         n = len(psf) if self.norm_params is None else min(self.norm_params, len(psf))
-        old, new = [local(t) for t in psf], [local(t) for t in grads]
-        if any(map(is_sharded, psf)):
+        old, new = self._local(psf), self._local(grads)
+        if self._sharded:
             sgd_norm = global_norm(psf[-n:])
             ops.psf_capture_(old, new)
             psf_norm, whole = global_norm(psf[-n:]), global_norm(psf)
@@ -163,15 +162,15 @@ class VSAM(SAM):
             raise RuntimeError("reuse_(): no parameter has a gradient; call backward() on the loss first")
         self._count()
         pairs = [
-            (local(p.grad), local(psf))
+            (p.grad, psf)
             for p, psf in zip(self._params, self._psf, strict=True)
             if p.grad is not None and psf is not None
         ]
         if pairs and self._age < self.max_reuse and self.gamma > 0:
             self._decay.mul_(self.gamma)
             scale = self._decay if self.scaler is None else self.scaler.scale(self._decay)
-            grads = [g for g, _ in pairs]
-            ops.psf_reuse_(grads, [psf for _, psf in pairs], scale.to(grads[0].device))
+            grads, psf = self._local([g for g, _ in pairs]), self._local([psf for _, psf in pairs])
+            ops.psf_reuse_(grads, psf, scale.to(grads[0].device))
         self._end(sampled=False)
 
     def replayed(self) -> None:

@@ -31,7 +31,7 @@ def _fresh_compiler():
 def traced_backward():
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         yield
-    # Tracing writes the source of a parameter's missing .grad into Dynamo's one constant for None, which makes
+    # Tracing writes the source of a missing .grad into the one constant that Dynamo has for None, which makes
     # it fail in whatever it compiles later outside this mode.
     constant.CONSTANT_VARIABLE_NONE.source = None
 

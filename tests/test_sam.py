@@ -300,3 +300,19 @@ def test_a_closure_that_returns_nothing_is_refused():
     with pytest.raises(TypeError, match=r"closure: .*None"):
         SAM(model).backward(lambda: F.cross_entropy(model(x), y).backward())
     assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("make", [SAM, lambda m: VSAM(m, warmup_steps=5)])
+def test_a_model_may_be_converted_between_steps(backend, make):
+    """The copies of weights and statistics follow its dtype and its shapes."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    sam, (x, y) = make(model), batch()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        model.to(dtype)
+        before = snapshot(model)
+        sam.backward(closure_of(model, x.to(dtype), y))
+        assert_untouched(model, before)
+    model[2].weight.data, model[2].bias.data = torch.randn(5, 4).to(dtype), torch.randn(5).to(dtype)
+    before = snapshot(model)
+    sam.backward(closure_of(model, x.to(dtype), y))
+    assert_untouched(model, before)
