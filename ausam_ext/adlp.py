@@ -10,14 +10,15 @@ from torch.autograd.graph import increment_version
 
 from . import checks, ops
 
-_VERSION = 1
+_VERSION = 2
 _MERGE_CHUNK = 1 << 22  # samples; bounds the float64 temporaries of a merge to 64 MB
 
 
 class ADLP:
     """Average DLP of every sample (AUSAM Eq. 6): the mean over visits of ``|L_i(w + epsilon) - L_i(w)|``.
 
-    A float32 sum and an int32 number of visits: 8 bytes a sample, updated in place.
+    A float32 sum and an int32 number of visits: 8 bytes a sample, updated in place, and 8 more where
+    processes merge. Nothing else grows with the table but the epoch's merge.
 
     Args:
         num_samples: how many samples the training set has.
@@ -32,8 +33,10 @@ class ADLP:
         checks.integer("num_samples", num_samples, 1)
         self.total = torch.zeros(num_samples, dtype=torch.float32, device=device)
         self.count = torch.zeros(num_samples, dtype=torch.int32, device=device)
-        # What the processes last agreed on; allocated by the first sync().
-        self._synced: tuple[Tensor, Tensor] | None = None
+        # What the processes last agreed on, allocated where there are several: zeros, until sync() or
+        # load_state_dict(). Unknown where the latter ran in one process.
+        self._agreed: tuple[Tensor, Tensor] | None = None
+        self._agreed_on_zeros = True
         # Counts indices out of range where raising would be a synchronisation; None where it is not.
         self._invalid: Tensor | None = None
         self._reset_invalid()
@@ -68,7 +71,12 @@ class ADLP:
                 or plan of an epoch.
         """
         index = self.place(index)
+        if loss is loss_perturbed:
+            raise ValueError(
+                "loss_perturbed: expected the losses at w + epsilon, got the tensor given as loss"
+            )
         if skip is not None:
+            checks.tensor("loss_perturbed", loss_perturbed, checks.FLOATING)
             loss_perturbed = loss_perturbed.detach().masked_fill(skip, math.nan)
         ops.adlp_update_(self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid)
 
@@ -99,22 +107,28 @@ class ADLP:
         """Moves the table, in place, and returns it."""
         self.check()
         self.total, self.count = self.total.to(device), self.count.to(device)
-        if self._synced is not None:
-            self._synced = (self._synced[0].to(device), self._synced[1].to(device))
+        if self._agreed is not None:
+            self._agreed = (self._agreed[0].to(device), self._agreed[1].to(device))
         self._reset_invalid()
         return self
 
     def check(self) -> None:
         """Raises ``IndexError`` if since the last check an index was outside the table (synchronises)."""
+        if outside := self._take_invalid():
+            raise IndexError(self._outside(outside))
+
+    def _take_invalid(self) -> int:
         if self._invalid is None:
-            return
+            return 0
         outside = int(self._invalid)
         self._invalid.zero_()
-        if outside:
-            raise IndexError(
-                f"index: {outside} entries given to update() or sample() were outside the table of "
-                f"{len(self)} samples and were skipped; expected 0 <= index < {len(self)}"
-            )
+        return outside
+
+    def _outside(self, entries: int) -> str:
+        return (
+            f"index: {entries} entries given to update() or sample() were outside the table of "
+            f"{len(self)} samples and were skipped; expected 0 <= index < {len(self)}"
+        )
 
     def _reset_invalid(self) -> None:
         on_cpu = self.device.type == "cpu"
@@ -124,38 +138,71 @@ class ADLP:
     def sync(self, group: dist.ProcessGroup | None = None) -> None:
         """Adds up what each process recorded since the last sync, so that all hold the same table.
 
-        Call it on every process, once an epoch. Differences are added in float64 and rounded once: a sample
-        that only one process visited keeps that process's sum to the last bit. Needs 8 more bytes a sample.
+        Call it on every process, once an epoch and before :meth:`state_dict`. Differences are added in
+        float64 and rounded once: a sample that only one process visited keeps that process's sum to the last
+        bit. In a group of one process it only checks.
 
         Raises:
-            IndexError: as :meth:`check`.
-            RuntimeError: ``torch.distributed`` is not initialised.
+            IndexError: as :meth:`check`, on every process if on one.
+            ValueError: the processes' tables differ in length, or did not begin alike: on every process, and
+                nothing is changed. Or ``torch.distributed`` is not initialised.
+            RuntimeError: a process failed or left, and this table is not valid any more.
         """
-        self.check()
-        if self._synced is None:
-            self._synced = (torch.zeros_like(self.total), torch.zeros_like(self.count))
-        for table, synced in zip((self.total, self.count), self._synced, strict=True):
-            wide = torch.float64 if table.is_floating_point() else table.dtype
-            for now, then in zip(table.split(_MERGE_CHUNK), synced.split(_MERGE_CHUNK), strict=True):
-                recorded = now.to(wide) - then.to(wide)
-                dist.all_reduce(recorded, group=group)
-                now.copy_(then.to(wide) + recorded)
-                then.copy_(now)
+        if dist.get_world_size(group) == 1:
+            return self.check()
+        try:
+            agreed = self._agree(group)
+            for now, then in zip((self.total, self.count), agreed, strict=True):
+                _merge(now, then, group)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "sync(): a process failed or left, and this table is not valid any more: go on from a "
+                f"checkpoint. torch.distributed says: {error}"
+            ) from error
+
+    def _agree(self, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+        """What the processes agreed on last. All learn of every one, so that all raise or none does, and none
+        waits for another."""
+        if self._agreed is None and self._agreed_on_zeros:
+            self._agreed = (torch.zeros_like(self.total), torch.zeros_like(self.count))
+        known = self._agreed is not None
+        mine = [len(self), self._take_invalid(), known, *(_fingerprint(t) for t in self._agreed or ())]
+        sent = torch.tensor(mine + [0] * (5 - len(mine)), device=self.device)
+        received = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(received, sent, group=group)
+        lengths, invalid, all_known, *fingerprints = torch.stack(received, 1).tolist()
+        if len(set(lengths)) > 1:
+            raise ValueError(f"sync(): expected tables of one length, got {lengths} samples, by process")
+        if any(invalid):
+            raise IndexError(self._outside(sum(invalid)))
+        if not (self._agreed and all(all_known)):
+            raise ValueError(
+                "sync(): a state was loaded before torch.distributed was initialised; load it after, so that "
+                "what the processes share is known"
+            )
+        if any(len(set(of_all)) > 1 for of_all in fingerprints):
+            raise ValueError(
+                "sync(): the processes did not begin with the same table; load one state on all of them, "
+                "saved after sync()"
+            )
+        return self._agreed
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as numbers and references to the tensors, not copies (as torch's own ``state_dict``).
 
+        With several processes, call :meth:`sync` first: then the state is the same on all, and one checkpoint
+        serves all. Without, it lacks what other processes recorded since the last sync.
+
         Raises:
             IndexError: as :meth:`check`.
         """
         self.check()
-        state: dict[str, Any] = {"version": _VERSION, "total": self.total, "count": self.count}
-        if self._synced is not None:
-            state["synced_total"], state["synced_count"] = self._synced
-        return state
+        return {"version": _VERSION, "total": self.total, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`, saved on any device.
+        """Restores :meth:`state_dict`, saved on any device by any number of processes.
+
+        With several processes, load the same state on each, after ``torch.distributed`` is initialised.
 
         Raises:
             KeyError: something is missing.
@@ -172,10 +219,22 @@ class ADLP:
         self.total.copy_(total)
         self.count.copy_(count)
         increment_version((self.total, self.count))
-        self._synced = None
-        if "synced_total" in state:
-            self._synced = (
-                state["synced_total"].to(self.device, copy=True),
-                state["synced_count"].to(self.device, copy=True),
-            )
+        self._agreed, self._agreed_on_zeros = None, False
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._agreed = (self.total.clone(), self.count.clone())
         self._reset_invalid()
+
+
+def _merge(now: Tensor, then: Tensor, group: dist.ProcessGroup | None) -> None:
+    """``now = then +`` the sum over processes of ``now - then``; ``then`` becomes the same."""
+    wide = torch.float64 if now.is_floating_point() else now.dtype
+    for new, old in zip(now.split(_MERGE_CHUNK), then.split(_MERGE_CHUNK), strict=True):
+        recorded = new.to(wide) - old.to(wide)
+        dist.all_reduce(recorded, group=group)
+        new.copy_(old.to(wide) + recorded)
+        old.copy_(new)
+
+
+def _fingerprint(table: Tensor) -> int:
+    """Tells tables apart, unless one is a rearrangement of the other."""
+    return sum(int(part.sum()) for part in table.view(torch.int32).split(_MERGE_CHUNK))

@@ -1,6 +1,7 @@
 """AUSAM's choice of samples, made before they are loaded."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -12,9 +13,13 @@ from torch.utils.data import Sampler
 
 from . import checks
 from .adlp import ADLP
+from .loader import check as check_loader
+from .loader import most_ahead
+from .permutation import permute
 
-_VERSION = 1
-_NOISE_ROWS = 64  # batches whose noise is drawn at once
+_VERSION = 2
+_PLAN_BLOCK = 1 << 20  # samples whose batches are planned at once; bounds a plan's memory to some 50 MB
+_NOISE_BLOCK = 1 << 13  # samples whose noise is drawn at once
 
 Batch = TypeVar("Batch")
 
@@ -32,11 +37,12 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             for index, (x, y) in batches.indexed(loader):
                 ...
 
-    An epoch is planned when its iteration begins, in one call where the table lives. A sample's score changes
-    only when it is visited, so that the plan is exactly the choice made batch by batch, however far workers
-    prefetch. Within a batch of ``n`` samples ``max(1, floor(alpha * n + 1e-6))`` are drawn without
-    replacement (Eq. 7, 8), with ``s_max`` raised linearly from ``s_min`` in epoch 0 to its value in epoch
-    ``warmup_epochs``.
+    An epoch is planned where the table lives, about a million samples at a time, as the loader asks for them:
+    neither memory nor time per batch depend on the size of the data set. A process visits a sample at most
+    once an epoch, and its score changes only then, so that the plan is exactly the choice made batch by
+    batch, however far workers prefetch. Within a batch of ``n`` samples ``max(1, floor(alpha * n + 1e-6))``
+    are drawn without replacement (Eq. 7, 8), with ``s_max`` raised linearly from ``s_min`` in epoch 0 to its
+    value in epoch ``warmup_epochs``.
 
     Args:
         adlp: the table; its length is that of the data set.
@@ -89,7 +95,10 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self.rank = checks.integer("rank", rank, 0, num_replicas - 1)
         self.epoch = 0
         self._position = 0  # batches of this epoch that were handed to the training loop
-        self._plan: list[Tensor] = []  # batches of the rest of the epoch, as the last iterator got them
+        # Batches that a loader drew and indexed() has not given out yet: of the loop that is the current one,
+        # and while its loader has not asked for batches yet.
+        self._current: deque[Tensor] | None = None
+        self._awaiting: deque[Tensor] | None = None
         self._noise_block: tuple[tuple[int, int], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -105,15 +114,18 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         """Call it before each epoch; the epoch of a loaded state goes on where it was left."""
         checks.integer("epoch", epoch, 0)
         if epoch != self.epoch:
-            self.epoch, self._position = epoch, 0
+            self.epoch, self._position, self._current = epoch, 0, None
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Plans what is left of the epoch; yields the samples of each batch."""
-        self._plan = [row for part in self._plan_epoch() for row in part]
-        if not self._plan:
-            return iter(())
-        host = torch.cat(self._plan).cpu()  # the one copy to the host in an epoch
-        return (row.tolist() for row in host.split([len(row) for row in self._plan]))
+        """The samples of each batch that is left of the epoch."""
+        # Not before the first batch is asked for: a DataLoader may make two iterators, and use one.
+        drawn, self._awaiting = self._awaiting, None
+        for block in self._plan(self.epoch, self._position):
+            host = block.cpu()  # the one copy to the host in a block
+            for i in range(len(block)):
+                if drawn is not None:
+                    drawn.append(block[i])
+                yield host[i].tolist()
 
     def indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
         """Yields ``(index, batch)`` for each batch of a ``DataLoader`` that has this as its
@@ -125,29 +137,44 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         left as it is.
 
         Raises:
-            ValueError: ``loader`` has another batch sampler.
+            ValueError: ``loader`` has another batch sampler, or gives batches in another order.
+            RuntimeError: later: the loader's batches are not those that it drew from this sampler; or this
+                loop goes on after another one began or the epoch or the state was set.
         """
-        if getattr(loader, "batch_sampler", None) is not self:
-            raise ValueError(
-                f"loader: expected a DataLoader made with batch_sampler= this sampler, got {loader!r}; for a "
-                "loader that cannot take one, choose within the loop with select()"
-            )
+        check_loader(loader, self)
         return self._indexed(loader)
 
     def _indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
-        # Creating the iterator calls __iter__, which plans, and draws the seed of the workers from torch's
-        # generator. Lend it one: else a run that resumes here would have drawn once more than one that never
-        # stopped.
+        drawn: deque[Tensor] = deque()
+        self._current = self._awaiting = drawn
+        most = most_ahead(loader)
+        # Creating the iterator draws the seed of the workers from torch's generator. Lend it one: else a run
+        # that resumes here would have drawn once more than one that never stopped.
         state = torch.get_rng_state()
         torch.set_rng_state(self._generator("workers", self.epoch, self._position, self.rank).get_state())
         try:
             iterator = iter(loader)
         finally:
             torch.set_rng_state(state)
-        for index, batch in zip(self._plan, iterator, strict=True):
+        for batch in iterator:
+            if self._current is not drawn:
+                raise RuntimeError(
+                    "indexed(): since this loop's last batch another one began, or the epoch or the state "
+                    "was set; end or leave a loop first"
+                )
+            if not 1 <= len(drawn) <= most:
+                raise RuntimeError(
+                    f"loader: gave a batch having drawn {len(drawn)} of this sampler, expected 1 to {most}; "
+                    "what wraps it must not leave out, add or split batches"
+                )
             self._position += 1
-            yield index, batch
-        self.set_epoch(self.epoch + 1)
+            yield drawn.popleft(), batch
+        if self._current is drawn:
+            if self._position < len(self):
+                raise RuntimeError(
+                    f"loader: ended after batch {self._position} of the {len(self)} of this epoch"
+                )
+            self.set_epoch(self.epoch + 1)
 
     def select(self, index: Tensor) -> Tensor:
         """The same choice for the next batch, within the loop: for loaders that take no batch sampler.
@@ -165,58 +192,54 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         """
         index = self.adlp.place(checks.tensor("index", index, checks.INDEX, dim=1))
         checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
-        keep = self._choose(index.unsqueeze(0), self._position)[0]
+        keep = self._choose(index.unsqueeze(0), self.epoch, self._position)[0]
         self._position += 1
         return keep
 
-    def _plan_epoch(self) -> list[Tensor]:
-        """Samples of the batches from ``position`` on: ``[batches, alpha * K]``, and a shorter last one."""
-        self.adlp.check()
-        n = len(self.adlp)
-        order = torch.arange(n)
-        if self.shuffle:
-            order = torch.randperm(n, generator=self._generator("permutation", self.epoch))
-        # Strided as DistributedSampler has it; what is repeated goes to another process than the first time.
-        padded = self._share() * self.num_replicas
-        mine = order.repeat(-(-padded // n))[self.rank : padded : self.num_replicas]
-        full = len(mine) // self.batch_size
-        parts = []
-        if full > self._position:
-            parts.append(
-                mine[self._position * self.batch_size : full * self.batch_size].view(-1, self.batch_size)
-            )
-        if len(mine) % self.batch_size and not self.drop_last and self._position <= full:
-            parts.append(mine[full * self.batch_size :].unsqueeze(0))
-        plan = []
-        first = self._position
-        for part in parts:
-            index = part.to(self.adlp.device)
-            plan.append(index.gather(1, self._choose(index, first)))
-            first += len(part)
-        return plan
+    def _plan(self, epoch: int, first: int) -> Iterator[Tensor]:
+        """Samples of the batches from ``first`` on, in blocks: ``[batches, alpha * K]``, and a shorter last
+        one."""
+        full, rest = divmod(self._share(), self.batch_size)
+        while first < len(self):
+            self.adlp.check()
+            rows, n = 1, rest
+            if first < full:
+                rows, n = min(max(1, _PLAN_BLOCK // self.batch_size), full - first), self.batch_size
+            index = self._candidates(epoch, first * self.batch_size, rows * n).view(rows, n)
+            yield index.gather(1, self._choose(index, epoch, first))
+            first += rows
 
-    def _choose(self, index: Tensor, first: int) -> Tensor:
+    def _candidates(self, epoch: int, start: int, length: int) -> Tensor:
+        """Samples ``start``, ``start + 1``, ... of this process's share of the epoch."""
+        n = len(self.adlp)
+        # Strided as DistributedSampler has it; what is repeated goes to another process than the first time.
+        position = torch.arange(start, start + length, device=self.adlp.device)
+        position = (position * self.num_replicas + self.rank) % n
+        return permute(position, n, self._generator("permutation", epoch)) if self.shuffle else position
+
+    def _choose(self, index: Tensor, epoch: int, first: int) -> Tensor:
         """Positions in each row of ``index`` (``[batches, n]``): the batches from ``first`` on."""
         rows, n = index.shape
         k = max(1, math.floor(self.alpha * n + 1e-6))
-        if self.epoch < self.full_epochs or k == n:
+        if epoch < self.full_epochs or k == n:
             return torch.arange(n, device=index.device).expand(rows, n)
-        ramp = min(1.0, self.epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
+        ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
         s_max = self.s_min + ramp * (self.s_max - self.s_min)
-        noise = self._noise(first, rows)[:, :n]
+        noise = self._noise(epoch, first, rows)[:, :n]
         return self.adlp.sample(index, k, s_min=self.s_min, s_max=s_max, noise=noise)
 
-    def _noise(self, first: int, rows: int) -> Tensor:
+    def _noise(self, epoch: int, first: int, rows: int) -> Tensor:
         """Exp(1), ``[rows, batch_size]``, for the batches from ``first`` on; drawn alike for all devices."""
-        blocks = range(first // _NOISE_ROWS, (first + rows - 1) // _NOISE_ROWS + 1)
-        start = first - blocks[0] * _NOISE_ROWS
-        return torch.cat([self._block(b) for b in blocks])[start : start + rows]
+        at_once = max(1, _NOISE_BLOCK // self.batch_size)
+        blocks = range(first // at_once, (first + rows - 1) // at_once + 1)
+        start = first - blocks[0] * at_once
+        return torch.cat([self._draw_noise(epoch, b, at_once) for b in blocks])[start : start + rows]
 
-    def _block(self, block: int) -> Tensor:
-        key = (self.epoch, block)
+    def _draw_noise(self, epoch: int, block: int, rows: int) -> Tensor:
+        key = (epoch, block)
         if self._noise_block is None or self._noise_block[0] != key:
-            noise = torch.empty(_NOISE_ROWS, self.batch_size)
-            noise.exponential_(generator=self._generator("choice", self.epoch, block, self.rank))
+            noise = torch.empty(rows, self.batch_size)
+            noise.exponential_(generator=self._generator("choice", epoch, block, self.rank))
             self._noise_block = (key, noise.to(self.adlp.device))
         return self._noise_block[1]
 
@@ -232,6 +255,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             "epoch": self.epoch,
             "position": self._position,
             "seed": self.seed,
+            "num_samples": len(self.adlp),
             "batch_size": self.batch_size,
             "num_replicas": self.num_replicas,
         }
@@ -241,15 +265,17 @@ class AUSAMBatchSampler(Sampler[list[int]]):
 
         Raises:
             KeyError: something is missing.
-            ValueError: the state is of another version, or, within an epoch, of another ``batch_size`` or
-                number of processes. Nothing is changed.
+            ValueError: the state is of another version, or, within an epoch, of another number of samples,
+                ``batch_size`` or number of processes. Nothing is changed.
         """
         if state["version"] != _VERSION:
             raise ValueError(f"version: expected {_VERSION}, got {state['version']}")
-        for name in ("batch_size", "num_replicas"):
-            if state["position"] and state[name] != getattr(self, name):
+        here = self.state_dict()
+        for name in ("num_samples", "batch_size", "num_replicas"):
+            if state["position"] and state[name] != here[name]:
                 raise ValueError(
-                    f"{name}: expected {state[name]}, with which this epoch was begun, "
-                    f"got {getattr(self, name)}"
+                    f"{name}: expected {state[name]}, with which this epoch was begun, got {here[name]}; "
+                    "a state that is saved between two epochs fits any"
                 )
         self.seed, self.epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._current = None

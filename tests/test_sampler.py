@@ -251,7 +251,7 @@ def test_select_resumes_too():
     a.select(candidates)
     b.load_state_dict(a.state_dict())
     b.set_epoch(1)
-    for _ in range(100):  # past one block of noise
+    for _ in range(600):  # past two blocks of noise
         assert torch.equal(a.select(candidates), b.select(candidates))
 
 
@@ -314,7 +314,7 @@ def test_indexed_refuses_a_loader_of_another_sampler():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version: .*2"),
+        ({"version": 1}, "version: .*1"),
         ({"batch_size": 16}, "batch_size: .*16"),
         ({"num_replicas": 2}, "num_replicas: .*2"),
     ],
@@ -325,7 +325,7 @@ def test_a_state_that_does_not_fit_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         batches.load_state_dict(state)
     assert batches.epoch == 0
-    batches.load_state_dict({**state, "version": 1, "position": 0})  # between epochs sizes may change
+    batches.load_state_dict({**state, "version": 2, "position": 0})  # between epochs sizes may change
     assert batches.epoch == 5
 
 
