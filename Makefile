@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-install test-sanitized bench lint format clean
+.PHONY: demo test test-install test-sanitized bench bench-gate lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -24,8 +24,14 @@ test-install: .venv/with-test .venv/installed
 test-sanitized: .venv/with-test .venv/installed
 	$(BIN)/pytest -m sanitize -rP
 
+# Every figure of benchmarks/results, and what is drawn from them: the README's table and bench-results/.
 bench: .venv/with-test .venv/installed
-	$(BIN)/pytest --benchmark-only benchmarks
+	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks/test_operators.py
+	$(BIN)/python -m benchmarks.report
+
+# Whether a compiled kernel lost a quarter of its lead over the reference: half a minute.
+bench-gate: .venv/with-test .venv/installed
+	$(BIN)/python -m benchmarks.gate
 
 lint: .venv/with-lint
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ def compare(
     *,
     rounds: int = 30,
     min_time: float = 1e-3,
+    seconds: float = math.inf,
     device: str = "cpu",
 ) -> Samples:
     """Times the columns in turn, ``rounds`` times.
@@ -45,6 +46,7 @@ def compare(
         columns: what to call; the same number of calls is made before, to warm up.
         rounds: samples of each column. Every other round goes through the columns backwards.
         min_time: seconds that a sample takes at least.
+        seconds: no further round begins after so many, once there are six.
 
     Returns:
         Seconds per call of each column, round by round.
@@ -54,8 +56,11 @@ def compare(
     samples: Samples = {name: [] for name in columns}
     collecting = gc.isenabled()
     gc.disable()
+    start = time.perf_counter()
     try:
         for turn in range(rounds):
+            if turn >= 6 and time.perf_counter() - start > seconds:
+                break
             for name in list(columns)[:: -1 if turn % 2 else 1]:
                 samples[name].append(clock(columns[name], calls[name]) / calls[name])
     finally:

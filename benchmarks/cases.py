@@ -1,0 +1,266 @@
+"""Every operator at its sizes: what is timed, beside what, how many bytes a call moves, and what to reach.
+
+Columns of a case, all on the same tensors:
+
+- ``native``: the compiled kernel. The ratios are its.
+- ``eager``: the plain-PyTorch reference.
+- ``torch.compile``: that, compiled. It takes seconds per shape, so that not every size has it.
+- PyTorch's nearest calls, by their name; with "part: " before it where they do a part of the work alone.
+- ``copy``: a copy that moves as many bytes, the pace that memory allows.
+- on CUDA, ``graph``: the native call replayed from a CUDA graph, and ``launches`` counts what it starts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ausam_ext import ops, reference
+
+from .harness import Row, Samples, compare, copy_of, graph, launches, row
+from .shapes import LISTS
+
+WEIGHTS = {"s_min": 0.1, "s_max": 1.0}
+SAMPLES = 1_280_000  # in the table, as many as ImageNet's
+
+Calls = dict[str, Callable[[], object]]
+Arguments = Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]  # positional and by name, on a device
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator at one size.
+
+    Attributes:
+        arguments: of the operator, on a device.
+        bytes: that a call has to read and write, caches aside.
+        others: PyTorch's nearest calls, on the operator's arguments.
+        target: how many times faster the native call should be on the CPU than the column ``against``.
+        compiled: whether ``torch.compile`` of the reference is timed as well.
+        gated: whether CI holds its ratio (benchmarks/gate.py).
+        draws: whether it is about the operator with the draw of its noise, which the reference leaves to it.
+    """
+
+    what: str
+    size: str
+    arguments: Arguments
+    bytes: int
+    others: Mapping[str, Callable[..., object]] = field(default_factory=dict)
+    target: float | None = None
+    against: str = "eager"
+    compiled: bool = False
+    gated: bool = False
+    draws: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.size}"
+
+    def columns(self, device: str = "cpu") -> Calls:
+        args, kwargs = self.arguments(device)
+        name = self.what.split()[0]
+        native, eager = getattr(ops, name), getattr(reference, name)
+        calls: Calls = {"native": lambda: native(*args, **kwargs)}
+        if not self.draws:
+            calls["eager"] = lambda: eager(*args, **kwargs)
+        if self.compiled:
+            torch.compiler.reset()  # its limit of recompilations is for one function, and these are many
+            compiled = torch.compile(eager, dynamic=False)
+            calls["torch.compile"] = lambda: compiled(*args, **kwargs)
+        for other, call in self.others.items():
+            calls[other] = lambda call=call: call(*args)  # type: ignore[misc]
+        calls["copy"] = copy_of(self.bytes, device)
+        if device == "cuda":
+            calls["graph"] = graph(calls["native"])
+        return calls
+
+
+def measure(case: Case, device: str = "cpu", *, rounds: int = 30, seconds: float = 3.0) -> Row:
+    """The case's row of the suite "operators"."""
+    columns = case.columns(device)
+    samples: Samples = compare(columns, rounds=rounds, seconds=seconds, device=device)
+    facts = {"launches": {name: launches(f) for name, f in columns.items()}} if device == "cuda" else {}
+    return row(
+        "operators",
+        case.what,
+        case.size,
+        samples,
+        against=case.against,
+        target=case.target if device == "cpu" else None,
+        bytes=case.bytes,
+        **facts,
+    )
+
+
+def scores(rows: int, k: int, noise: bool = True) -> Arguments:
+    def arguments(device: str) -> Any:
+        drawn = {"noise": torch.empty(rows, k, device=device).exponential_(), **WEIGHTS} if noise else WEIGHTS
+        return (torch.rand(rows, k, device=device), k // 2), drawn
+
+    return arguments
+
+
+def candidates(rows: int, k: int) -> Arguments:
+    def arguments(device: str) -> Any:
+        table = torch.rand(SAMPLES, device=device), torch.ones(SAMPLES, dtype=torch.int32, device=device)
+        index = torch.randint(0, SAMPLES, (rows, k), device=device)
+        return (*table, index, k // 2), {
+            "noise": torch.empty(rows, k, device=device).exponential_(),
+            **WEIGHTS,
+        }
+
+    return arguments
+
+
+def visits(n: int) -> Arguments:
+    def arguments(device: str) -> Any:
+        table = torch.zeros(SAMPLES, device=device), torch.zeros(SAMPLES, dtype=torch.int32, device=device)
+        index = torch.randperm(SAMPLES, device=device)[:n]
+        return (*table, index, torch.rand(n, device=device), torch.rand(n, device=device)), {}
+
+    return arguments
+
+
+def losses(n: int) -> Arguments:
+    return lambda device: ((torch.rand(n, device=device), torch.rand(n, device=device)), {})
+
+
+def norms(n: int) -> Arguments:
+    return lambda device: ((torch.rand(n, device=device), 5), {})
+
+
+def tensors(network: str, lists: int, *rest: Any) -> Arguments:
+    """That many lists of the network's tensors, and what else the operator takes."""
+
+    def arguments(device: str) -> Any:
+        made = ([torch.randn(shape, device=device) for shape in LISTS[network]] for _ in range(lists))
+        return (*made, *(value(device) if callable(value) else value for value in rest)), {}
+
+    return arguments
+
+
+def multinomial(scores: Tensor, k: int) -> Tensor:
+    """The same choice in PyTorch's calls: Eq. 8's weights, then sampling without replacement."""
+    low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
+    return torch.multinomial((scores - low) / (high - low) * 0.9 + 0.1, k)
+
+
+def draw(scores: Tensor, k: int) -> Tensor:
+    """The noise alone, which the operator and ``torch.multinomial`` both draw."""
+    return torch.empty_like(scores).exponential_()
+
+
+def text(n: int) -> str:
+    return f"{n >> 20} M" if n >= 1 << 20 else f"{n:,}"
+
+
+def _sampling() -> Iterator[Case]:
+    shapes = [(1, k) for k in (16, 128, 512, 1024, 4096, 1 << 16, 1 << 20)]
+    shapes += [(10_000, k) for k in (16, 128, 1024)]
+    targets = {(1, 128): 4, (1, 512): 4, (1, 1024): 4, (1, 4096): 3, (1, 1 << 20): 3, (10_000, 128): 6}
+    for rows, k in shapes:
+        size = text(k) if rows == 1 else f"{rows:,} rows of {text(k)}"
+        elements, result = rows * k, 8 * rows * (k // 2)
+        some = (rows, k) in {(1, 128), (1, 1 << 20), (10_000, 128)}
+        yield Case(
+            "subset_sample",
+            size,
+            scores(rows, k),
+            8 * elements + result,
+            target=targets.get((rows, k)),
+            compiled=some,
+            gated=(rows, k) in {(1, 128), (1, 1024), (10_000, 16)},
+        )
+        if some or (rows, k) == (1, 1024):
+            yield Case(
+                "subset_sample with its draw",
+                size,
+                scores(rows, k, noise=False),
+                12 * elements + result,
+                {"torch.multinomial": multinomial, "part: exponential_": draw},
+                target=2,
+                against="torch.multinomial",
+                draws=True,
+            )
+        yield Case(
+            "adlp_sample",
+            size,
+            candidates(rows, k),
+            20 * elements + result,
+            compiled=(rows, k) == (10_000, 128),
+            gated=(rows, k) == (1, 128),
+        )
+
+
+def _statistics() -> Iterator[Case]:
+    for n in (16, 128, 1024, 1 << 16, 1 << 20):
+        yield Case(
+            "adlp_update_",
+            text(n),
+            visits(n),
+            32 * n,
+            target={128: 2.5, 1 << 20: 2}.get(n),
+            compiled=n in (128, 1 << 20),
+            gated=n in (128, 1 << 16),
+        )
+    for n in (16, 128, 1 << 20):
+        yield Case("dlp", text(n), losses(n), 12 * n, {"part: sub": torch.sub}, compiled=n == 128)
+    for n in (50, 1000):
+        yield Case(
+            "sliced_variance",
+            f"N = {n:,}, M = 5",
+            norms(n),
+            4 * n,
+            {"part: var": lambda norms, slices: norms.var()},
+            target=4 if n == 50 else None,
+            compiled=n == 50,
+            gated=n == 50,
+        )
+
+
+def _tensor_lists() -> Iterator[Case]:
+    for network, shapes in LISTS.items():
+        n = sum(map(prod, shapes))
+        small, target = network == "ResNet-18", 1.5 if network == "ResNet-50" else None
+        options = {"compiled": small, "gated": small}
+        yield Case(
+            "perturb_",
+            network,
+            tensors(network, 3, 0.05),
+            20 * n,  # reads g for the norm; then reads w and g, writes w and the backup
+            {"part: _foreach_norm": lambda w, g, backups, rho: torch._foreach_norm(g)},
+            target=target,
+            **options,
+        )
+        yield Case(
+            "restore_",
+            network,
+            tensors(network, 2),
+            8 * n,
+            {"_foreach_copy_": torch._foreach_copy_},
+            **options,
+        )
+        yield Case(
+            "psf_capture_",
+            network,
+            tensors(network, 2),
+            12 * n,
+            {"part: _foreach_sub_": torch._foreach_sub_},
+            target=target,
+            **options,
+        )
+        yield Case(
+            "psf_reuse_",
+            network,
+            tensors(network, 2, lambda device: torch.tensor(1e-3, device=device)),
+            12 * n,
+            {"_foreach_add_": lambda g, psf, scale: torch._foreach_add_(g, psf, alpha=1e-3)},
+            target=target and 0.95,
+            against="_foreach_add_",
+            **options,
+        )
+
+
+CASES = [*_sampling(), *_statistics(), *_tensor_lists()]
