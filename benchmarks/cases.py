@@ -58,13 +58,16 @@ class Case:
     def __str__(self) -> str:
         return f"{self.what}, {self.size}"
 
-    def columns(self, device: str = "cpu") -> Calls:
+    def columns(self, device: str = "cpu", *, rivals: bool = True) -> Calls:
+        """What to call for each column; ``native`` and ``eager`` alone without ``rivals``."""
         args, kwargs = self.arguments(device)
         name = self.what.split()[0]
         native, eager = getattr(ops, name), getattr(reference, name)
         calls: Calls = {"native": lambda: native(*args, **kwargs)}
         if not self.draws:
             calls["eager"] = lambda: eager(*args, **kwargs)
+        if not rivals:
+            return calls
         if self.compiled:
             torch.compiler.reset()  # its limit of recompilations is for one function, and these are many
             compiled = torch.compile(eager, dynamic=False)
@@ -263,4 +266,9 @@ def _tensor_lists() -> Iterator[Case]:
         )
 
 
-CASES = [*_sampling(), *_statistics(), *_tensor_lists()]
+def _in_groups(cases: list[Case]) -> list[Case]:
+    operators = list(dict.fromkeys(case.what for case in cases))
+    return sorted(cases, key=lambda case: operators.index(case.what))
+
+
+CASES = _in_groups([*_sampling(), *_statistics(), *_tensor_lists()])

@@ -1,0 +1,153 @@
+"""What benchmarks/results holds, as tables and sentences."""
+
+import html
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .harness import RESULTS, Row
+
+Suites = dict[str, dict[str, Any]]  # as harness.save writes them
+Cells = list[list[str]]  # the first line is the header
+
+TITLES = {
+    "operators": "Operators",
+    "steps": "Training steps",
+    "peers": "Beside other implementations of SAM",
+    "scaling": "Scaling",
+    "memory": "Memory",
+}
+KEYS = ("suite", "what", "size", "columns", "ratios", "against", "target", "bytes", "note")
+# Columns that a row may lose to: they do a part of the work, or no program can do it.
+BOUNDS = ("copy", "ideal", "graph", "part: ")
+
+
+def machines(folder: Path = RESULTS) -> dict[str, Suites]:
+    """The suites of each machine, by the name of its file; "cpu" first."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+    names = sorted(set(found) - {"demo", "gate"}, key=lambda name: (name != "cpu", name))
+    return {name: found[name] for name in names}
+
+
+def description(machine: dict[str, Any]) -> str:
+    """A machine in a line."""
+    cpu = f"{machine['processor']}, {machine['threads']} threads"
+    on = f"{machine['gpu']} (CUDA {machine['cuda']}), {cpu}" if "gpu" in machine else cpu
+    return f"{on}, torch {machine['torch']}, {machine['compiler']}"
+
+
+def table(rows: Sequence[Row], brief: bool = False) -> Cells:
+    """The time of each row's first column, and how many times as long the others take, with quartiles.
+
+    Columns that most rows lack share one. ``brief`` leaves out what a row counts beside times, and the
+    columns that are no rivals.
+    """
+    counts = Counter(name for row in rows for name in row["ratios"])
+    own = [name for name in counts if 2 * counts[name] >= len(rows) and not (brief and name == "copy")]
+    rest = [
+        [n for n in row["ratios"] if n not in own and not (brief and n.startswith(BOUNDS))] for row in rows
+    ]
+    shown = {
+        "What": [row["what"] for row in rows],
+        "Size": [row["size"] for row in rows],
+        "Time": [duration(next(iter(row["columns"].values()))["median"]) for row in rows],
+        **{f"{name} / this": [ratio(row, name) for row in rows] for name in own},
+        "Others / this": [
+            "; ".join(f"{ratio(row, name)} {name}" for name in names)
+            for row, names in zip(rows, rest, strict=True)
+        ],
+        "Target": [f"{row['target']:g} {row['against']}" if row["target"] else "" for row in rows],
+    }
+    if not brief:
+        shown["GB/s"] = [pace(row) for row in rows]
+        for key in dict.fromkeys(key for row in rows for key in row if key not in KEYS):
+            shown[key.replace("_", " ")] = [text(row.get(key)) for row in rows]
+    kept = {name: cells for name, cells in shown.items() if any(cells)}
+    return [list(kept), *map(list, zip(*kept.values(), strict=True))]
+
+
+def ratio(row: Row, name: str) -> str:
+    if name not in row["ratios"]:
+        return ""
+    r = row["ratios"][name]
+    return f"{short(r['median'])} ({short(r['q1'])} to {short(r['q3'])})"
+
+
+def pace(row: Row) -> str:
+    return short(row["bytes"] / next(iter(row["columns"].values()))["median"] / 1e9) if row["bytes"] else ""
+
+
+def duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{short(seconds)} s"
+    return f"{short(1e3 * seconds)} ms" if seconds >= 1e-3 else f"{short(1e6 * seconds)} \N{MICRO SIGN}s"
+
+
+def short(value: float) -> str:
+    """Three digits that count, two behind the point at most."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(2, max(0, digits))}f}"
+
+
+def text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text(item)}" for key, item in value.items())
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
+
+
+def losses(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each row that misses its target, and for each operator that PyTorch does faster."""
+    sentences = []
+    for row in rows:
+        for name, r in row["ratios"].items():
+            target = row["target"] if name == row["against"] else None
+            slower = row["suite"] == "operators" and r["q3"] < 1 and not name.startswith(BOUNDS)
+            if r["median"] < target if target else slower:
+                short_of = f" (target {target:g})" if target else ""
+                speed = f"{ratio(row, name)} times as fast as {name}{short_of}"
+                sentences.append(
+                    f"{row['what']}, {row['size']}: {speed}: {row['note'] or 'not explained yet'}"
+                )
+    return sentences
+
+
+def markdown(cells: Cells) -> str:
+    """A Markdown table that also reads well as text."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        left = [cell.ljust(width) for cell, width in zip(line[:2], widths, strict=False)]
+        right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        lines.append(f"| {' | '.join(left + right)} |")
+    rules = ["-" * (w + 2) for w in widths[:2]] + ["-" * (w + 1) + ":" for w in widths[2:]]
+    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]]) + "\n"
+
+
+def html_table(cells: Cells) -> str:
+    lines = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in line) + "</tr>"
+        for line, tag in zip(cells, ["th", *["td"] * len(cells)], strict=False)
+    ]
+    return "<table>\n" + "\n".join(lines) + "\n</table>\n"
+
+
+def summary(suites: Suites) -> str:
+    """The README's part about a machine: the rows that have a target, and what is lost, in Markdown."""
+    parts = []
+    for name, suite in suites.items():
+        aimed = [row for row in suite["rows"] if row["target"]]
+        if aimed:
+            parts.append(f"{TITLES.get(name, name)} on {description(suite['machine'])}:\n")
+            parts.append(markdown(table(aimed, brief=True)))
+    lost = [sentence for suite in suites.values() for sentence in losses(suite["rows"])]
+    if lost:
+        parts.append("Where it loses:\n")
+        parts.append("".join(f"- {sentence}\n" for sentence in lost))
+    return "\n".join(parts)

@@ -1,0 +1,199 @@
+"""The benchmarks: that columns take turns, that the gate catches what it is for, that no table is stale."""
+
+import json
+import re
+import statistics
+import sys
+import time
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # last: the package is the installed one
+
+pytest.importorskip("matplotlib")
+
+from benchmarks import gate, harness, report, tables  # noqa: E402
+from benchmarks.cases import CASES  # noqa: E402
+from benchmarks.shapes import LISTS  # noqa: E402
+
+
+def fixed(seconds):
+    return lambda: time.sleep(seconds)
+
+
+def made(suite="operators", ratio=2.0, **arguments):
+    """A row whose second column takes `ratio` times as long as the first."""
+    samples = {"native": [1e-3, 2e-3, 4e-3], "eager": [1e-3 * ratio, 2e-3 * ratio, 4e-3 * ratio]}
+    return harness.row(suite, "psf_reuse_", "100", samples, **arguments)
+
+
+def test_columns_take_turns_and_every_other_round_goes_backwards():
+    calls = []
+    harness.compare({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4, min_time=0)
+    assert "".join(calls[6:]) == "abccbaabccba"  # after two calls each to warm up
+
+
+def test_calls_fill_the_least_time_of_a_sample():
+    calls = 0
+
+    def count():
+        nonlocal calls
+        calls += 1
+
+    samples = harness.compare({"count": count}, rounds=3, min_time=5e-3)
+    assert calls > 3 * 1000
+    assert len(samples["count"]) == 3 and max(samples["count"]) < 1e-4  # seconds per call, not per sample
+
+
+def test_time_that_is_up_ends_the_rounds_but_leaves_six():
+    samples = harness.compare({"slow": fixed(0.02)}, rounds=100, seconds=0.01)
+    assert len(samples["slow"]) == 6
+
+
+def test_ratios_are_those_within_a_round():
+    row = made(ratio=3.0, target=2.0)
+    assert row["ratios"] == {
+        "eager": {"median": 3.0, "q1": 3.0, "q3": 3.0}
+    }  # though the times differ fourfold
+    assert row["columns"]["native"] == {"median": 2e-3, "q1": 1.5e-3, "q3": 3e-3, "n": 3}
+    assert row["against"] == "eager"
+
+
+def test_a_suite_that_runs_again_replaces_its_rows_alone(tmp_path):
+    harness.save([made("operators"), made("steps")], folder=tmp_path)
+    path = harness.save([made("operators", ratio=5.0)], folder=tmp_path)
+    suites = json.loads(path.read_text())
+    assert [row["ratios"]["eager"]["median"] for row in suites["operators"]["rows"]] == [5.0]
+    assert [row["ratios"]["eager"]["median"] for row in suites["steps"]["rows"]] == [2.0]
+    assert suites["steps"]["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("network", "count", "parameters"),
+    [
+        ("ResNet-18", 62, 11_689_512),
+        ("WideResNet-28-10", 80, 36_479_194),
+        ("ResNet-50", 161, 25_557_032),
+        ("ViT-B", 152, 86_567_656),
+    ],
+)
+def test_lists_have_the_published_numbers_of_parameters(network, count, parameters):
+    assert (len(LISTS[network]), sum(map(prod, LISTS[network]))) == (count, parameters)
+
+
+def test_every_operator_has_cases_and_each_case_its_name():
+    operators = {
+        n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("ausam_ext::")
+    }
+    assert {case.what.split()[0] for case in CASES} == operators
+    assert len(set(map(str, CASES))) == len(CASES)
+
+
+def test_the_gate_holds_a_ratio_for_each_of_its_cases():
+    recorded = json.loads(gate.RECORDED.read_text(encoding="utf-8"))
+    assert set(recorded) == {str(case) for case in CASES if case.gated}
+    assert min(recorded.values()) > 0.9
+
+
+@pytest.fixture
+def honest(threads):
+    threads(1)
+    return next(case for case in CASES if str(case) == "sliced_variance, N = 50, M = 5")
+
+
+class Slowed:
+    """A case whose native kernel takes three times as long."""
+
+    def __init__(self, case):
+        self.case = case
+
+    def __str__(self):
+        return str(self.case)
+
+    def columns(self, **options):
+        columns = self.case.columns(**options)
+        native = columns["native"]
+        return {**columns, "native": lambda: (native(), native(), native())}
+
+
+def test_the_gate_catches_a_planted_regression_and_passes_the_kernel_as_it_is(honest, capsys):
+    recorded = {str(honest): gate.ratio(honest, 0.3)}
+    assert gate.failures([honest], recorded, seconds=0.3) == []
+    (line,) = gate.failures([Slowed(honest)], recorded, seconds=0.3)
+    assert line.startswith("sliced_variance, N = 50, M = 5: ") and line.endswith("second try")
+    assert line in capsys.readouterr().out
+
+
+def test_the_gate_gives_a_case_a_second_and_longer_try(monkeypatch, honest):
+    tries = []
+
+    def ratio(case, seconds):
+        tries.append(seconds)
+        return 1.0 if len(tries) == 1 else 7.6
+
+    monkeypatch.setattr(gate, "ratio", ratio)
+    assert gate.failures([honest], {str(honest): 10.0}, seconds=2.0) == []
+    assert tries == [2.0, 6.0]
+
+
+def test_the_gate_ends_with_an_error_that_names_what_lost(monkeypatch, tmp_path, capsys, threads):
+    threads(1)  # puts back what main() sets
+    monkeypatch.setattr(gate, "ratio", lambda case, seconds: 4.0)
+    recorded = tmp_path / "gate.json"
+    gate.main(["--record"], recorded)
+    gate.main([], recorded)
+    monkeypatch.setattr(gate, "ratio", lambda case, seconds: 4.0 if case.what != "restore_" else 2.9)
+    with pytest.raises(SystemExit) as stopped:
+        gate.main([], recorded)
+    assert stopped.value.code == 1
+    assert "restore_, ResNet-18: 2.90x eager, at least 3.00, second try" in capsys.readouterr().err
+
+
+def test_readme_shows_the_figures_of_benchmarks_results():
+    shown = report.BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown[0] == shown[1] + report.readme_block() + shown[2], "run python -m benchmarks.report"
+
+
+def test_readme_block_has_the_rows_with_a_target_and_a_line_for_each_that_misses_it(tmp_path):
+    met, missed = made(ratio=2.5, target=2.0), made(ratio=1.5, target=2.0, note="Memory is full.")
+    harness.save([met, missed, made(ratio=7.0)], folder=tmp_path)
+    block = report.readme_block(tmp_path)
+    assert "2.50 (2.50 to 2.50)" in block and "7.00" not in block
+    assert re.findall("^- .*$", block, re.MULTILINE) == [
+        "- psf_reuse_, 100: 1.50 (1.50 to 1.50) times as fast as eager (target 2): Memory is full."
+    ]
+
+
+def test_what_pytorch_does_faster_is_said_without_a_target_too():
+    (line,) = tables.losses([made(ratio=0.5), made(ratio=1.5), made("scaling", ratio=0.5)])
+    assert line == "psf_reuse_, 100: 0.50 (0.50 to 0.50) times as fast as eager: not explained yet"
+
+
+def test_report_is_one_file_with_a_picture_for_each_suite(tmp_path):
+    rows = [made(bytes=800, target=2.0)]
+    for suite in ("steps", "scaling", "peers", "another"):
+        rows += [made(suite), made(suite, ratio=1 / 3, images_per_second=1234.5)]
+    rows[0]["size"] = "ResNet-18"
+    rows[0]["columns"]["copy"] = rows[0]["columns"]["eager"]
+    harness.save(rows, folder=tmp_path)
+    report.write(tmp_path / "report", tmp_path)
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("<h2>") == 5 and "1234.5" in page
+    text = (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    for picture in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (tmp_path / "report" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_medians_of_a_case_are_of_the_calls_it_names(threads):
+    """The columns of a case time its operator on one set of tensors: a round of them, counted."""
+    threads(1)
+    case = next(case for case in CASES if str(case) == "dlp, 16")
+    samples = harness.compare(case.columns(), rounds=6, min_time=0)
+    assert list(samples) == ["native", "eager", "part: sub", "copy"]
+    assert all(0 < statistics.median(seconds) < 1 for seconds in samples.values())
