@@ -10,6 +10,8 @@ from torch import Tensor
 
 from . import checks, ops
 
+_VERSION = 1
+
 
 class RateController:
     """How many of the next ``window`` iterations take SAM's second pass (vSAM Eq. 8 to 15).
@@ -109,21 +111,22 @@ class RateController:
         values = self._values()
         observed = torch.zeros(2 * self.window - 1, 2, dtype=torch.float64)
         observed[: len(values)] = torch.tensor(values, dtype=torch.float64).view(-1, 2)
-        return {"s": self.s, "observed": observed, "count": len(values)}
+        return {"version": _VERSION, "s": self.s, "observed": observed, "count": len(values)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`.
 
         Raises:
             KeyError: something is missing.
-            ValueError: the state is of another ``window``. Nothing is changed.
+            ValueError: the state is of another version or ``window``. Nothing is changed.
         """
+        if state["version"] != _VERSION:
+            raise ValueError(f"version: expected {_VERSION}, got {state['version']}")
         s, observed, count = state["s"], state["observed"], state["count"]
         if len(observed) != 2 * self.window - 1:
             raise ValueError(f"window: expected {(len(observed) + 1) // 2}, of the state, got {self.window}")
-        self.s = float(s)
-        pairs = observed[:count].tolist()
-        self._observed = deque(((psf, sgd) for psf, sgd in pairs), maxlen=self._observed.maxlen)
+        pairs = [(psf, sgd) for psf, sgd in observed[:count].tolist()]
+        self.s, self._observed = float(s), deque(pairs, maxlen=self._observed.maxlen)
 
 
 def _mean_change(values: list[float]) -> float:

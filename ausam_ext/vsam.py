@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from . import checks, ops
 from .rate import RateController
-from .sam import SAM, Closure, run
-from .sharding import global_norm
+from .sam import _INSIDE, SAM, Closure, run
+from .sharding import global_norm, is_sharded
 
 _VERSION = 2
 
@@ -230,7 +230,14 @@ class VSAM(SAM):
 
         Its structure is always the same, as ``torch.distributed.checkpoint`` needs it: where there is no PSF
         it has zeros.
+
+        Raises:
+            RuntimeError: inside :meth:`perturbed`, where also the model's weights are not those to save.
         """
+        if self in _INSIDE:
+            raise RuntimeError(
+                "state_dict(): inside perturbed(), where the weights are w + epsilon; save after the block"
+            )
         self._count()
         return {
             "version": _VERSION,
@@ -247,31 +254,41 @@ class VSAM(SAM):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`, saved on any device.
+        """Restores :meth:`state_dict`, saved on any device; the PSF takes the dtype of the weights.
 
         Raises:
             KeyError: something is missing.
-            ValueError: the state is of another version or model. Nothing is changed.
+            ValueError: the state is of another version, model or ``window``. Nothing is changed.
         """
         if state["version"] != _VERSION:
             raise ValueError(f"version: expected {_VERSION}, got {state['version']}")
-        has_psf, psf, decay, generator = (state[k] for k in ("has_psf", "psf", "decay", "generator"))
-        if len(psf) != len(self._params):
+        psf, decay, generator = (state[k] for k in ("psf", "decay", "generator"))
+        has_psf = state["has_psf"].tolist()
+        if not len(psf) == len(has_psf) == len(self._params):
             raise ValueError(f"psf: expected {len(self._params)} parameters, got {len(psf)}")
-        for i, (saved, p) in enumerate(zip(psf, self._params, strict=True)):
-            if has_psf[i]:
+        for i, (saved, has, p) in enumerate(zip(psf, has_psf, self._params, strict=True)):
+            if has or saved.numel():  # empty for one that was not trained
                 checks.same_shape(f"psf[{i}]", saved, "the parameter", p)
-        progress, sampled, decision = state["progress"], state["sampled"], state["decision"]
-        self._controller.load_state_dict(state["controller"])
-        self.sampled, self._decision, self._ended = sampled, decision, False
-        self._generator.set_state(generator.cpu())
-        self._iteration, self._step, self._taken, self._age = progress
-        self._psf = [
+                if is_sharded(saved) != is_sharded(p):
+                    kinds = ["a plain tensor", "a DTensor"]
+                    raise ValueError(
+                        f"psf[{i}]: expected {kinds[is_sharded(p)]}, as the parameter is, got "
+                        f"{kinds[is_sharded(saved)]}; torch.distributed.checkpoint moves between them"
+                    )
+        iteration, step, taken, age = state["progress"]
+        sampled, decision = state["sampled"], state["decision"]
+        restored = torch.Generator()
+        restored.set_state(generator.cpu())
+        held = [
             saved.to(device=p.device, dtype=p.dtype, copy=True) if has else None
-            for has, saved, p in zip(has_psf.tolist(), psf, self._params, strict=True)
+            for has, saved, p in zip(has_psf, psf, self._params, strict=True)
         ]
-        held = [psf for psf in self._psf if psf is not None]
-        self._decay = decay.to(held[-1].device if held else "cpu", copy=True)
+        self._controller.load_state_dict(state["controller"])  # the last that may refuse, itself unchanged
+        self.sampled, self._decision, self._ended = sampled, decision, False
+        self._iteration, self._step, self._taken, self._age = iteration, step, taken, age
+        self._generator, self._psf = restored, held
+        device = next((psf.device for psf in reversed(held) if psf is not None), "cpu")
+        self._decay = decay.to(device, copy=True)
 
 
 def _empty(p: nn.Parameter) -> Tensor:

@@ -19,6 +19,22 @@ def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
 
 
+def assert_same_state(a, b, path="state"):
+    """Nested containers whose tensors have the same bits."""
+    if isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor) and same_bits(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same_state(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_state(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
 def assert_error_at_most_twice(result, plain, exact):
     """`result` errs at most twice as much as plain PyTorch in the same dtype does, against a more exact value
     (one rounding of that to the result's dtype is always allowed)."""
