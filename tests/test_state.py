@@ -3,6 +3,8 @@
 import copy
 import functools
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,3 +289,27 @@ def test_sam_has_no_state():
         first.append([p.grad.clone() for p in training.model.parameters()])
     assert_same_state(first[1], first[0])
     assert_same_state(first[2], first[0])
+
+
+@pytest.mark.parametrize(
+    ("save", "load", "workers"), [("save", "load", 2), ("save_distributed", "load_distributed", 0)]
+)
+def test_the_recipes_of_the_document(tmp_path, save, load, workers):
+    page: dict = {"__name__": "checkpoints"}
+    text = (Path(__file__).parents[1] / "docs/checkpoints.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "checkpoints.md", "exec"), page)
+
+    def start(steps):
+        torch.manual_seed(0)
+        objects = page["create"]()
+        page["train"](objects, steps, workers)
+        return objects
+
+    whole = start(20)
+    page[save](start(13), tmp_path / "checkpoint")  # eight batches an epoch
+    resumed = page["create"]()
+    page[load](resumed, tmp_path / "checkpoint")
+    page["train"](resumed, 7, workers)
+    for name in whole:
+        assert_same_state(resumed[name].state_dict(), whole[name].state_dict(), name)
