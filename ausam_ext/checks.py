@@ -117,7 +117,12 @@ def adlp_update_(
     t, i = _table(total, count, index, invalid)
     tensor("index", i, INDEX, dim=1)
     a, b = tensor("loss", loss, FLOATING), tensor("loss_perturbed", loss_perturbed, FLOATING)
-    same_shape("loss", a, "index", i)
+    if a.shape != i.shape:
+        per_sample = '; losses must be per sample (reduction="none"), with no other dimension'
+        raise ValueError(
+            f"loss: expected one for each index, shape {tuple(i.shape)}, got {tuple(a.shape)}"
+            + (per_sample if a.dim() != 1 or a.numel() == 1 else ": are they of another batch?")
+        )
     same_device("loss", a, "total", t)
     same("loss_perturbed", b, "loss", a)
     inside(i, t.numel(), invalid)

@@ -157,24 +157,24 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         finally:
             torch.set_rng_state(state)
         for batch in iterator:
-            if self._current is not drawn:
-                raise RuntimeError(
-                    "indexed(): since this loop's last batch another one began, or the epoch or the state "
-                    "was set; end or leave a loop first"
-                )
             if not 1 <= len(drawn) <= most:
                 raise RuntimeError(
                     f"loader: gave a batch having drawn {len(drawn)} of this sampler, expected 1 to {most}; "
                     "what wraps it must not leave out, add or split batches"
                 )
             self._position += 1
+            last = self._position == len(self)
             yield drawn.popleft(), batch
-        if self._current is drawn:
-            if self._position < len(self):
+            if self._current is not drawn:
+                if last:
+                    return
                 raise RuntimeError(
-                    f"loader: ended after batch {self._position} of the {len(self)} of this epoch"
+                    "indexed(): since this loop's last batch another one began, or the epoch or the state "
+                    "was set; end or leave a loop first"
                 )
-            self.set_epoch(self.epoch + 1)
+        if self._position < len(self):
+            raise RuntimeError(f"loader: ended after batch {self._position} of the {len(self)} of this epoch")
+        self.set_epoch(self.epoch + 1)
 
     def select(self, index: Tensor) -> Tensor:
         """The same choice for the next batch, within the loop: for loaders that take no batch sampler.

@@ -1,12 +1,10 @@
-"""The ADLP table: means over visits, checkpoints, and the merge of several processes."""
-
-import multiprocessing
-import os
+"""The ADLP table: means over visits, what it refuses, checkpoints."""
 
 import pytest
 import torch
-import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from helpers import same_bits
+from torch.utils.data import DataLoader, TensorDataset
 
 from ausam_ext import ADLP, AUSAMBatchSampler
 
@@ -98,46 +96,99 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     assert adlp.count.tolist() == [0, 1, 0, 0]
 
 
-def _process(rank, port, out):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    adlp = ADLP(1000)
-    batches = AUSAMBatchSampler(adlp, 10)
-    assert (batches.rank, batches.num_replicas, len(batches)) == (rank, 2, 50)
-    generator = torch.Generator().manual_seed(0)
-    for _epoch in range(4):
-        order = torch.randperm(1000, generator=generator)  # alike on both
-        losses = torch.rand(1000, 2, generator=generator) * 10
-        mine = order[rank::2]
-        adlp.update(mine, losses[mine, 0], losses[mine, 1])
-        adlp.sync()
-    if rank == 1:
-        adlp.update(torch.tensor([0, 0]), torch.zeros(2), torch.ones(2))
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (torch.rand(4), r"loss: .*shape \(3,\), got \(4,\).*another batch"),
+        (torch.rand(()), r'loss: .*got \(\).*reduction="none"'),
+        (torch.rand(1), r'loss: .*got \(1,\).*reduction="none"'),
+        (torch.rand(3, 5), r'loss: .*got \(3, 5\).*reduction="none"'),
+    ],
+)
+@pytest.mark.parametrize("skip", [None, torch.tensor(False)])
+def test_losses_of_another_batch_or_means(backend, losses, message, skip):
+    adlp = ADLP(9)
+    with pytest.raises(ValueError, match=message):
+        adlp.update(torch.tensor([1, 2, 3]), losses, losses + 1, skip=skip)
+    assert adlp.count.sum() == 0
+
+
+def test_the_same_losses_twice():
+    """Every DLP would be 0, and every choice uniform."""
+    adlp, loss = ADLP(9), torch.rand(3)
+    with pytest.raises(ValueError, match=r"loss_perturbed: expected the losses at w \+ epsilon"):
+        adlp.update(torch.tensor([1, 2, 3]), loss, loss)
+    assert adlp.count.sum() == 0
+
+
+@pytest.mark.parametrize("skip", [None, torch.tensor(False)])
+def test_no_second_losses(skip):
+    """What VSAM.backward gives for a step with one pass."""
+    with pytest.raises(TypeError, match=r"loss_perturbed: .*got None"):
+        ADLP(9).update(torch.tensor([1]), torch.rand(1), None, skip=skip)
+
+
+class Run:
+    """A table, a sampler and a loader, and what they give."""
+
+    def __init__(self):
+        self.adlp = ADLP(203)
+        self.batches = AUSAMBatchSampler(self.adlp, 32, warmup_epochs=2)
+        self.loader = DataLoader(TensorDataset(torch.arange(203)), batch_sampler=self.batches)
+
+    def train(self, steps):
+        seen = []
+        while len(seen) < steps:
+            for index, _ in self.batches.indexed(self.loader):
+                self.adlp.update(index, torch.zeros(len(index)), index / 203 + self.batches.epoch)
+                seen.append(index.tolist())
+                if len(seen) == steps:
+                    break
+        return seen
+
+    def parts(self):
+        return {"adlp": self.adlp, "batches": self.batches}
+
+    def state(self):
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def load(self, state):
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("steps", [0, 4, 7, 18])  # at first, in a full epoch, at its end, in the third
+@pytest.mark.parametrize("way", ["torch.save", "dcp of states", "dcp of objects"])
+def test_training_goes_on_from_any_checkpoint(tmp_path, way, steps):
+    """Also from one that is loaded in place, into what the state_dict() of fresh objects gives."""
+    run, resumed = Run(), Run()
+    run.train(steps)
+    if way == "torch.save":
+        torch.save(run.state(), tmp_path / "state.pt")
+        resumed.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    elif way == "dcp of states":
+        dcp.save(run.state(), checkpoint_id=tmp_path, no_dist=True)
+        state = resumed.state()
+        dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+        resumed.load(state)
     else:
-        adlp.update(torch.tensor([0]), torch.zeros(1), torch.ones(1))
-    adlp.sync()
-    adlp.sync()  # nothing new: nothing changes
-    torch.save(adlp.state_dict(), f"{out}/{rank}.pt")
-    dist.destroy_process_group()
+        dcp.save(run.parts(), checkpoint_id=tmp_path, no_dist=True)
+        dcp.load(resumed.parts(), checkpoint_id=tmp_path, no_dist=True)
+    assert resumed.train(20) == run.train(20)
+    assert same_bits(resumed.adlp.total, run.adlp.total)
+    assert torch.equal(resumed.adlp.count, run.adlp.count)
 
 
-def test_two_processes_merge_to_the_table_of_one(tmp_path, free_port):
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_process, args=(r, free_port, str(tmp_path))) for r in range(2)]
-    for p in processes:
-        p.start()
-    for p in processes:
-        p.join(60)
-        assert p.exitcode == 0
-    one = ADLP(1000)
-    generator = torch.Generator().manual_seed(0)
-    for _epoch in range(4):
-        order = torch.randperm(1000, generator=generator)
-        losses = torch.rand(1000, 2, generator=generator) * 10
-        one.update(order, losses[order, 0], losses[order, 1])
-    one.update(torch.tensor([0, 0, 0]), torch.zeros(3), torch.ones(3))
-    for rank in range(2):
-        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        # A sample that one process visited between two merges keeps its sum to the last bit.
-        assert same_bits(state["total"][1:], one.total[1:]) and torch.equal(state["count"], one.count)
-        torch.testing.assert_close(state["total"][0], one.total[0])
+def test_the_state_has_the_same_keys_at_any_time():
+    run = Run()
+    keys = {name: state.keys() for name, state in run.state().items()}
+    run.train(18)
+    assert {name: state.keys() for name, state in run.state().items()} == keys
+
+
+def test_a_table_that_is_loaded_takes_8_bytes_a_sample():
+    adlp = ADLP(4)
+    adlp.load_state_dict(ADLP(4).state_dict())
+    tensors = [v for v in vars(adlp).values() if isinstance(v, (torch.Tensor, tuple))]
+    assert sum(t.numel() * t.element_size() for t in tensors) == 8 * 4

@@ -1,0 +1,162 @@
+"""indexed() gives each batch its own index, or says what stands in the way."""
+
+from itertools import islice
+
+import pytest
+import torch
+from test_sampler import N, dataset, scored
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+
+from ausam_ext import AUSAMBatchSampler
+
+
+def sampler(**options):
+    return AUSAMBatchSampler(scored(), **{"batch_size": 32, "full_epochs": 0, **options})
+
+
+def assert_paired(pairs):
+    for index, (x, y) in pairs:
+        assert torch.equal(index, x) and torch.equal(y, x * 10)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_what_an_abandoned_loop_prefetched_disturbs_nobody(persistent):
+    batches = sampler()
+    loader = DataLoader(
+        dataset(), batch_sampler=batches, num_workers=2, prefetch_factor=2, persistent_workers=persistent
+    )
+    abandoned = batches.indexed(loader)  # kept alive, with its workers
+    assert_paired(islice(abandoned, 1))
+    rest = list(batches.indexed(loader))
+    assert len(rest) == len(batches) - 1
+    assert_paired(rest)
+    assert_paired(islice(batches.indexed(loader), 3))
+    with pytest.raises(RuntimeError, match="another one began"):
+        next(abandoned)
+    assert_paired(batches.indexed(loader))
+    assert batches.epoch == 2
+
+
+def test_two_loops_at_once():
+    batches = sampler()
+    first, second = (batches.indexed(DataLoader(dataset(), batch_sampler=batches)) for _ in range(2))
+    assert_paired(islice(first, 2))
+    assert_paired(islice(second, 1))
+    with pytest.raises(RuntimeError, match=r"another one began.*leave a loop first"):
+        next(first)
+    assert_paired(second)
+    assert batches.epoch == 1
+
+
+def test_looking_at_batches_within_a_loop_is_no_second_loop():
+    batches = sampler()
+    loader = DataLoader(dataset(), batch_sampler=batches)
+    for i, (index, (x, _)) in enumerate(batches.indexed(loader), 1):
+        assert torch.equal(index, x)
+        assert len(list(batches)) == len(list(loader)) == len(batches) - i
+    assert batches.epoch == 1
+
+
+@pytest.mark.parametrize(
+    "change", [lambda b: b.set_epoch(7), lambda b: b.load_state_dict({**b.state_dict(), "position": 0})]
+)
+def test_epoch_or_state_set_within_a_loop(change):
+    batches = sampler()
+    loop = batches.indexed(DataLoader(dataset(), batch_sampler=batches))
+    next(loop)
+    change(batches)
+    with pytest.raises(RuntimeError, match="the epoch or the state was set"):
+        next(loop)
+    assert batches.state_dict()["position"] == 0  # as it was set
+
+
+def test_the_next_epoch_may_be_set_at_the_last_batch():
+    batches = sampler()
+    for i, _ in enumerate(batches.indexed(DataLoader(dataset(), batch_sampler=batches)), 1):
+        if i == len(batches):
+            batches.set_epoch(9)
+    assert batches.epoch == 9
+
+
+@pytest.mark.filterwarnings("ignore:.*in_order")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_in_another_order(workers):
+    batches = sampler()
+    loader = DataLoader(dataset(), batch_sampler=batches, num_workers=workers, in_order=False)
+    with pytest.raises(ValueError, match=r"in_order=True"):
+        batches.indexed(loader)
+
+
+class Shard(BatchSampler):
+    """As Accelerate's: every second batch of another sampler's."""
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self):
+        return islice(self.batch_sampler, 0, None, 2)
+
+    def __len__(self):
+        return len(self.batch_sampler) // 2
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        lambda b: DataLoader(dataset(), batch_sampler=Shard(b)),
+        lambda b: DataLoader(dataset(), batch_sampler=BatchSampler(RandomSampler(range(N)), 32, False)),
+        lambda b: DataLoader(dataset(), batch_sampler=sampler()),
+        lambda b: DataLoader(dataset(), batch_size=None, sampler=RandomSampler(range(N))),
+    ],
+)
+def test_a_batch_sampler_that_was_replaced(replaced):
+    batches = sampler()
+    with pytest.raises(ValueError, match=r"batch_sampler=.*framework.*prepare.*select\(\)"):
+        batches.indexed(replaced(batches))
+
+
+class Wrapper:
+    """A prepared loader that still shows the batch sampler that it was made with."""
+
+    def __init__(self, loader, change):
+        self.loader, self.change = loader, change
+        self.batch_sampler = loader.batch_sampler
+
+    def __iter__(self):
+        return self.change(self.loader)
+
+
+def ahead(loader):
+    """One batch ahead, as those that mark the last batch are."""
+    iterator = iter(loader)
+    held = next(iterator)
+    for batch in iterator:
+        yield held
+        held = batch
+    yield held
+
+
+def test_a_wrapper_that_looks_ahead_or_moves_batches_is_welcome():
+    batches = sampler()
+    loader = DataLoader(dataset(), batch_sampler=batches)
+    assert_paired(batches.indexed(Wrapper(loader, ahead)))
+    assert_paired(batches.indexed(Wrapper(loader, lambda it: ([t.clone() for t in b] for b in it))))
+    assert batches.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda it: islice(it, 0, None, 3), r"drawn 3 of this sampler"),
+        (lambda it: (half for x, y in it for half in ([x[:8], y[:8]], [x[8:], y[8:]])), "drawn 0"),
+        (lambda it: iter([[torch.arange(16)] * 2]), "drawn 0"),  # another process's loader drew it
+        (lambda it: islice(it, 3), "ended after batch 3 of the 7"),
+    ],
+)
+def test_a_wrapper_that_leaves_out_adds_or_splits_batches(change, message):
+    batches = sampler()
+    loader = Wrapper(DataLoader(dataset(), batch_sampler=batches), change)
+    with pytest.raises(RuntimeError, match=f"loader: .*{message}"):
+        for _ in batches.indexed(loader):
+            pass
+    assert batches.epoch == 0
