@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from .harness import Row
 from .shapes import LISTS
-from .tables import duration, short
+from .tables import duration, first, short
 
 # Okabe and Ito's colours, which are told apart with any colour vision; the markers do it in print.
 BLUE, RED, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
@@ -36,11 +36,6 @@ def by(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
     for row in rows:
         groups.setdefault(row[key], []).append(row)
     return groups
-
-
-def first(row: Row) -> float:
-    """Seconds of the column that the row is about."""
-    return next(iter(row["columns"].values()))["median"]
 
 
 def speedups(rows: Sequence[Row]) -> Figure:

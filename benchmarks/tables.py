@@ -40,7 +40,7 @@ def description(machine: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[Row], brief: bool = False) -> Cells:
-    """The time of each row's first column, and how many times as long the others take, with quartiles.
+    """The time of each row's first column, or its bytes, and how many times as long the others take.
 
     Columns that most rows lack share one. ``brief`` leaves out what a row counts beside times, and the
     columns that are no rivals.
@@ -53,7 +53,8 @@ def table(rows: Sequence[Row], brief: bool = False) -> Cells:
     shown = {
         "What": [row["what"] for row in rows],
         "Size": [row["size"] for row in rows],
-        "Time": [duration(next(iter(row["columns"].values()))["median"]) for row in rows],
+        "Time": [duration(first(row)) if row["columns"] else "" for row in rows],
+        "Bytes": ["" if row["columns"] else f"{row['bytes']:,}" for row in rows],
         **{f"{name} / this": [ratio(row, name) for row in rows] for name in own},
         "Others / this": [
             "; ".join(f"{ratio(row, name)} {name}" for name in names)
@@ -64,20 +65,26 @@ def table(rows: Sequence[Row], brief: bool = False) -> Cells:
     if not brief:
         shown["GB/s"] = [pace(row) for row in rows]
         for key in dict.fromkeys(key for row in rows for key in row if key not in KEYS):
-            shown[key.replace("_", " ")] = [text(row.get(key)) for row in rows]
+            shown[key.replace("_", " ").capitalize()] = [text(row.get(key)) for row in rows]
+        shown["Note"] = [row["note"] or "" for row in rows]
     kept = {name: cells for name, cells in shown.items() if any(cells)}
     return [list(kept), *map(list, zip(*kept.values(), strict=True))]
+
+
+def first(row: Row) -> float:
+    """Seconds of the column that the row is about."""
+    return next(iter(row["columns"].values()))["median"]
 
 
 def ratio(row: Row, name: str) -> str:
     if name not in row["ratios"]:
         return ""
     r = row["ratios"][name]
-    return f"{short(r['median'])} ({short(r['q1'])} to {short(r['q3'])})"
+    return short(r["median"]) + (f" ({short(r['q1'])} to {short(r['q3'])})" if "q1" in r else "")
 
 
 def pace(row: Row) -> str:
-    return short(row["bytes"] / next(iter(row["columns"].values()))["median"] / 1e9) if row["bytes"] else ""
+    return short(row["bytes"] / first(row) / 1e9) if row["columns"] and row["bytes"] else ""
 
 
 def duration(seconds: float) -> str:
@@ -111,7 +118,8 @@ def losses(rows: Sequence[Row]) -> list[str]:
             slower = row["suite"] == "operators" and r["q3"] < 1 and not name.startswith(BOUNDS)
             if r["median"] < target if target else slower:
                 short_of = f" (target {target:g})" if target else ""
-                speed = f"{ratio(row, name)} times as fast as {name}{short_of}"
+                what = f"times as fast as {name}" if row["columns"] else f"{name} / this"
+                speed = f"{ratio(row, name)} {what}{short_of}"
                 sentences.append(
                     f"{row['what']}, {row['size']}: {speed}: {row['note'] or 'not explained yet'}"
                 )

@@ -179,12 +179,14 @@ def test_report_is_one_file_with_a_picture_for_each_suite(tmp_path):
         rows += [made(suite), made(suite, ratio=1 / 3, images_per_second=1234.5)]
     rows[0]["size"] = "ResNet-18"
     rows[0]["columns"]["copy"] = rows[0]["columns"]["eager"]
+    rows.append({**made("memory", bytes=4096), "columns": {}, "ratios": {"limit": {"median": 1.25}}})
     harness.save(rows, folder=tmp_path)
     report.write(tmp_path / "report", tmp_path)
     page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 5
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert page.count("<h2>") == 5 and "1234.5" in page
+    assert page.count("<h2>") == 6
+    assert all(cell in page for cell in ("<td>1234.5</td>", "<td>4,096</td>", "<td>1.25</td>"))
     text = (tmp_path / "report/report.md").read_text(encoding="utf-8")
     for picture in re.findall(r"!\[.*\]\((.*)\)", text):
         assert (tmp_path / "report" / picture).read_bytes().startswith(b"\x89PNG")
