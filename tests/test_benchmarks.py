@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 import sys
 import time
 from math import prod
@@ -17,7 +16,7 @@ sys.path.append(str(ROOT))  # last: the package is the installed one
 pytest.importorskip("matplotlib")
 
 from benchmarks import gate, harness, report, tables  # noqa: E402
-from benchmarks.cases import CASES  # noqa: E402
+from benchmarks.cases import CASES, measure  # noqa: E402
 from benchmarks.shapes import LISTS  # noqa: E402
 
 
@@ -192,10 +191,11 @@ def test_report_is_one_file_with_a_picture_for_each_suite(tmp_path):
         assert (tmp_path / "report" / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_medians_of_a_case_are_of_the_calls_it_names(threads):
-    """The columns of a case time its operator on one set of tensors: a round of them, counted."""
+def test_a_row_says_how_far_the_draw_alone_bounds_the_ratio(threads):
     threads(1)
-    case = next(case for case in CASES if str(case) == "dlp, 16")
-    samples = harness.compare(case.columns(), rounds=6, min_time=0)
-    assert list(samples) == ["native", "eager", "part: sub", "copy"]
-    assert all(0 < statistics.median(seconds) < 1 for seconds in samples.values())
+    case = next(case for case in CASES if str(case) == "subset_sample with its draw, 128")
+    row = measure(case, rounds=9, seconds=0.5)
+    assert list(row["columns"]) == ["native", "torch.multinomial", "part: exponential_", "copy"]
+    assert (row["against"], row["target"], row["bytes"]) == ("torch.multinomial", 2, 128 * 12 + 64 * 8)
+    bound = float(re.search(r"the ratio would be ([\d.]+)$", row["note"])[1])
+    assert row["ratios"]["torch.multinomial"]["median"] < bound
