@@ -6,6 +6,7 @@ from torch import Tensor
 _ROUNDS = 8
 _MIN_BITS = 6  # too few bits a half, and even many rounds favour some permutations
 _WORD = 0xFFFFFFFF
+_CPU_CHUNK = 1 << 15  # stays in the cache, and its hundred operations are too short to share among threads
 
 
 def permute(position: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -25,6 +26,11 @@ def permute(position: Tensor, n: int, generator: torch.Generator) -> Tensor:
         Like ``position``. Needs memory in proportion to it, whatever ``n`` is.
     """
     keys = torch.randint(_WORD + 1, (_ROUNDS,), generator=generator).tolist()
+    parts = position.split(_CPU_CHUNK) if position.device.type == "cpu" else (position,)
+    return torch.cat([_permute(part, n, keys) for part in parts])
+
+
+def _permute(position: Tensor, n: int, keys: list[int]) -> Tensor:
     bits = max(_MIN_BITS, (n - 1).bit_length())
     value = _feistel(position, bits, keys)
     outside = (value >= n).nonzero().squeeze(1)
