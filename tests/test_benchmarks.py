@@ -6,6 +6,7 @@ import sys
 import time
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,6 +52,39 @@ def test_calls_fill_the_least_time_of_a_sample():
 def test_time_that_is_up_ends_the_rounds_but_leaves_six():
     samples = harness.compare({"slow": fixed(0.02)}, rounds=100, seconds=0.01)
     assert len(samples["slow"]) == 6
+
+
+def test_on_cuda_events_time_each_call_with_a_cold_cache(monkeypatch, tmp_path):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+
+        def elapsed_time(self, end):
+            return 2.0  # milliseconds
+
+    class Buffer:
+        def __init__(self, size, dtype, device):
+            assert size * dtype.itemsize > 50 << 20 and device == "cuda"
+
+        def zero_(self):
+            log.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 << 20)
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch, "empty", Buffer)
+    samples = harness.compare({"f": lambda: log.append("call")}, rounds=2, min_time=5e-3, device="cuda")
+    assert samples == {"f": [2e-3, 2e-3]}
+    assert log[-14:] == ["synchronize", *["flush", "event", "call", "event"] * 3, "synchronize"]
+    assert harness.result_file("cuda", tmp_path) == tmp_path / "nvidia-h200.json"
 
 
 def test_ratios_are_those_within_a_round():
