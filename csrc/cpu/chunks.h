@@ -4,6 +4,7 @@
 
 #include "../checks.h"
 #include "../dense.h"
+#include "simd.h"
 
 namespace ausam::cpu {
 
@@ -41,7 +42,7 @@ void for_each_chunk(const std::vector<Chunk>& chunks, F&& f) {
 // Sum of value(i)^2 in float64: no overflow for any float32, and as exact as the result's dtype.
 // Eight independent sums, so that the compiler may use vectors without reordering.
 template <class F>
-double sum_of_squares(int64_t begin, int64_t end, F&& value) {
+AUSAM_SIMD_PART double sum_of_squares(int64_t begin, int64_t end, F&& value) {
   double lane[8] = {};
   int64_t i = begin;
   for (; i + 8 <= end; i += 8)

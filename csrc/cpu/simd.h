@@ -4,8 +4,12 @@
 
 #include <cstdlib>  // defines __GLIBC__
 
+// AUSAM_SIMD_PART: a function that such a loop calls, which is compiled twice only where it is
+// inlined.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && defined(__GNUC__)
 #define AUSAM_SIMD __attribute__((target_clones("avx2", "default")))
+#define AUSAM_SIMD_PART __attribute__((always_inline)) inline
 #else
 #define AUSAM_SIMD
+#define AUSAM_SIMD_PART inline
 #endif
