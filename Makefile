@@ -4,10 +4,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
-SOURCES := pyproject.toml setup.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
+SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-install test-sanitized bench bench-gate lint format clean
+.PHONY: demo test test-install test-cuda-build test-sanitized bench bench-gate lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -19,6 +19,10 @@ test: .venv/with-test .venv/installed
 # Builds and installs the package in environments of its own, with two other releases of torch: takes 8 GB of disk.
 test-install: .venv/with-test .venv/installed
 	$(BIN)/pytest -m install -rP
+
+# Compiles the CUDA kernels for every architecture that nvcc knows; needs nvcc, and no GPU.
+test-cuda-build: .venv/with-test .venv/installed
+	$(BIN)/pytest -m cuda_build -rP tests/test_cuda_build.py
 
 # The operators' tests on emulated CUDA kernels, with AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitized: .venv/with-test .venv/installed

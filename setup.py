@@ -5,9 +5,7 @@ needed; only where there is none does the build ask for one.
 """
 
 import os
-import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 from importlib.metadata import distributions
@@ -64,11 +62,10 @@ def _extensions():
         if {"bdist_wheel", "editable_wheel"} & set(sys.argv):
             sys.exit(f"ausam_ext: the build needs {TORCH}; --no-build-isolation expects it to be installed")
         return {}  # an sdist, or metadata: nothing to compile
-    cuda = os.environ.get("FORCE_CUDA") == "1"  # not by default until the kernels have been run on a GPU
-    if cuda:
-        _find_cuda()
     import pybind11
-    from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    from setup_cuda import Build
 
     msvc = sys.platform == "win32"
     kernels = Extension(
@@ -88,55 +85,8 @@ def _extensions():
         ],
         language="c++",
     )
-    return {
-        "ext_modules": [kernels, *(_cuda_extensions() if cuda else [])],
-        "cmdclass": {"build_ext": BuildExtension},
-    }
-
-
-def _find_cuda() -> None:
-    """Says where CUDA is if the nvcc on the PATH is a script, whose folder torch would take for CUDA's."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None or "CUDA_HOME" in os.environ or "CUDA_PATH" in os.environ:
-        return
-    dry = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
-    if top := re.search(r"^#\$ TOP=(.*)$", dry.stderr, re.MULTILINE):
-        os.environ["CUDA_HOME"] = str(Path(top[1]).resolve())
-
-
-def _cuda_extensions():
-    """csrc/cuda, where nvcc is found; torch's own CUDA and a GPU need not be there."""
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME, include_paths
-
-    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").exists():
-        print("ausam_ext: no nvcc was found. Installing without CUDA kernels.", file=sys.stderr)
-        return []
-    if not torch.cuda.is_available():  # else torch takes the architecture of the GPU that it sees
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5+PTX;9.0")
-    library = "lib/x64" if sys.platform == "win32" else "lib64"
-    return [
-        Extension(
-            "ausam_ext._C_cuda",
-            sorted(map(str, Path("csrc/cuda").glob("*.cu"))),
-            depends=sorted(str(p) for p in Path("csrc").rglob("*.*h")),
-            include_dirs=include_paths("cuda"),
-            library_dirs=[str(Path(CUDA_HOME) / library)],
-            # With CUDA's runtime inside it needs the driver alone, and torch's symbols when it is loaded.
-            libraries=["cudart_static", *([] if sys.platform == "win32" else ["rt", "pthread", "dl"])],
-            define_macros=[("TORCH_TARGET_VERSION", TARGET), ("USE_CUDA", None)],
-            extra_compile_args={
-                "cxx": [],
-                "nvcc": [
-                    "-O3",
-                    "-fmad=false",
-                    "-Xcompiler=-fvisibility=hidden,-g0",
-                    "-Wno-deprecated-gpu-targets",
-                ],
-            },
-            language="c++",
-        )
-    ]
+    cuda = Extension("ausam_ext._C_cuda", [])  # its sources and flags are in setup_cuda.py
+    return {"ext_modules": [kernels, cuda], "cmdclass": {"build_ext": Build}}
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ def main() -> None:
         build = import_module("._C", __package__)
     except ImportError:
         return
+    cuda = f", CUDA {build.built_with_cuda} for {build.cuda_archs}" if build.built_with_cuda else ""
     print(
-        f"built with {build.compiler} and torch {build.built_with_torch}, for {build.target_torch} and later"
+        f"built with {build.compiler}{cuda} and torch {build.built_with_torch}, "
+        f"runs with {build.target_torch} and later"
     )
 
 

@@ -14,6 +14,7 @@ class Backend(NamedTuple):
     reason: str  #: why it is not "compiled", and what to do about it; empty where it is
 
 
+_REINSTALL = "reinstall ausam_ext with pip's --force-reinstall --no-deps --no-cache-dir"
 _loaded: dict[str, Backend] = {}
 
 
@@ -37,8 +38,7 @@ def _load_cpu() -> Backend:
         return Backend(
             "reference",
             "ausam_ext was installed without compiled kernels, because the machine had no C++ compiler "
-            "or no Python headers: install them (Debian: apt install g++ python3-dev), then reinstall "
-            "ausam_ext with pip's --force-reinstall --no-deps --no-cache-dir",
+            f"or no Python headers: install them (Debian: apt install g++ python3-dev), then {_REINSTALL}",
         )
     except ImportError as error:
         return Backend("reference", f"the compiled kernels do not load: {error}")
@@ -48,12 +48,21 @@ def _load_cpu() -> Backend:
 def _load_cuda() -> Backend:
     if torch.version.cuda is None:
         return Backend("reference", f"torch {torch.__version__} is built without CUDA")
+    try:
+        build = import_module("._C", __package__)
+    except ImportError:
+        return Backend("reference", _loaded["cpu"].reason)  # they are built together
     library = next(Path(__file__).parent.glob("_C_cuda*.so"), None)
     if library is None:
         return Backend(
+            "reference", f"ausam_ext was installed without CUDA kernels ({build.no_cuda}); {_REINSTALL}"
+        )
+    driver = _cuda_of_driver()
+    if driver and driver[0] < int(build.built_with_cuda.split(".")[0]):
+        return Backend(
             "reference",
-            "the CUDA kernels have not been run on a GPU yet and are built on demand: with nvcc of CUDA "
-            f"{torch.version.cuda}, FORCE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir .",
+            f"the CUDA kernels were built with CUDA {build.built_with_cuda} and the driver runs CUDA "
+            f"{driver[0]}.{driver[1]}: update the driver, or with nvcc of CUDA {driver[0]} {_REINSTALL}",
         )
     try:
         # Its symbols have to be visible to a library that is not linked to it.
@@ -62,6 +71,16 @@ def _load_cuda() -> Backend:
     except OSError as error:
         return Backend("reference", f"the CUDA kernels do not load: {error}")
     return Backend("compiled", "")
+
+
+def _cuda_of_driver() -> tuple[int, int] | None:
+    """The latest CUDA that the driver runs, asked without initialising it; None where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return None
+    return None if failed else (version.value // 1000, version.value % 1000 // 10)
 
 
 def backends() -> dict[str, Backend]:

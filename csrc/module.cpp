@@ -25,6 +25,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of ausam_ext";
   m.attr("compiler") = compiler();
   m.attr("built_with_torch") = TORCH_VERSION;
+  m.attr("built_with_cuda") = AUSAM_BUILT_WITH_CUDA;  // the toolkit's version
+  m.attr("cuda_archs") = AUSAM_CUDA_ARCHS;
+  m.attr("no_cuda") = AUSAM_NO_CUDA;  // why the CUDA kernels were not built
   m.attr("target_torch") = std::to_string((TORCH_TARGET_VERSION) >> 56) + "." +
                            std::to_string((TORCH_TARGET_VERSION) >> 48 & 0xff);
 }

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import ausam_ext
@@ -20,12 +21,13 @@ def python(*arguments, **options):
     )
 
 
-def test_kernels_are_registered_for_the_cpu_unless_forced_otherwise():
-    compiled = backends()["cpu"].kernels == "compiled"
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_kernels_are_registered_unless_forced_otherwise(device):
+    compiled, key = backends()[device].kernels == "compiled", device.upper()
     for name in ("dlp", "adlp_update_", "subset_sample", "adlp_sample", "sliced_variance"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ausam_ext::{name}", "CPU") == compiled
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ausam_ext::{name}", key) == compiled
     for name in ("perturb_", "restore_", "psf_capture_", "psf_reuse_"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ausam_ext::{name}", "CPU") == compiled
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ausam_ext::{name}", key) == compiled
 
 
 def test_operators_pass_on_the_reference_that_the_environment_variable_forces():
@@ -71,3 +73,17 @@ def test_build_facts():
     from ausam_ext import _C
 
     assert _C.target_torch == "2.11" and _C.compiler and _C.built_with_torch[0].isdigit()
+    assert bool(_C.built_with_cuda) == bool(_C.cuda_archs) != bool(_C.no_cuda)
+
+
+def test_a_driver_older_than_the_toolkit_leaves_the_reference(tmp_path):
+    """As cudaErrorInsufficientDriver at the first launch it would come too late."""
+    from ausam_ext import _C
+
+    source, driver = tmp_path / "driver.c", tmp_path / "libcuda.so.1"
+    source.write_text("int cuDriverGetVersion(int* version) { *version = 11080; return 0; }\n")
+    subprocess.run([os.environ.get("CXX", "c++"), "-x", "c", "-shared", "-o", driver, source], check=True)
+    run = python("-m", "ausam_ext", env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)})
+    if torch.version.cuda and _C.built_with_cuda:
+        assert "the driver runs CUDA 11.8: update the driver, or with nvcc of CUDA 11 reinstall" in run.stdout
+    assert "cuda: reference kernels" in run.stdout, run.stderr

@@ -22,8 +22,12 @@ BUILT = (".git", ".venv", "build", "dist", "*.egg-info", "*.so", "__pycache__")
 
 
 def run(*command, cwd, fails=False, **environment):
-    """Runs a command where the source tree is not on the path, and returns what it printed."""
+    """Runs a command where the source tree is not on the path, and returns what it printed.
+
+    Builds leave the CUDA kernels out, which take as long as the rest, unless FORCE_CUDA is given.
+    """
     own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "AUSAM_EXT_BACKEND")}
+    own["FORCE_CUDA"] = "0"
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -119,7 +123,10 @@ def test_sdist_holds_the_sources(sdist):
     with tarfile.open(sdist) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     csrc = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()}
-    assert csrc | {"LICENSE", "README.md", "setup.py", "pyproject.toml", "ausam_ext/py.typed"} <= files
+    assert (
+        csrc | {"LICENSE", "README.md", "setup.py", "setup_cuda.py", "pyproject.toml", "ausam_ext/py.typed"}
+        <= files
+    )
     assert not [f for f in files if f.endswith((".so", ".o", ".pyc"))]
 
 
@@ -131,7 +138,7 @@ def test_wheel_holds_the_package_alone(wheel):
         "ausam_ext",
         f"ausam_ext-{ausam_ext.__version__}.dist-info",
     }
-    assert not [f for f in files if f.endswith((".cpp", ".h", ".cu", ".cuh"))]
+    assert not [f for f in files if f.endswith((".cpp", ".h", ".cu", ".cuh")) or "_C_cuda" in f]
     python = {str(p.relative_to(ROOT)) for p in (ROOT / "ausam_ext").rglob("*.py")}
     assert python | {"ausam_ext/py.typed"} <= files
     assert [f for f in files if f.endswith("/LICENSE")]
@@ -147,17 +154,30 @@ def test_wheel_runs_under_another_torch(wheel, environment):
 
 @pytest.mark.install
 def test_wheel_built_with_another_torch_runs_here(sdist, environment, tmp_path):
+    """With CUDA kernels where that torch has CUDA and nvcc is found: they stay aside where torch has none."""
     other = run(environment, "-c", "import torch; print(torch.__version__)", cwd=tmp_path).splitlines()[-1]
-    folder = unpack(build_wheel(environment, sdist, tmp_path), tmp_path / "site")
+    has_cuda = run(environment, "-c", "import torch; print(torch.version.cuda)", cwd=tmp_path).splitlines()[
+        -1
+    ]
+    folder = unpack(build_wheel(environment, sdist, tmp_path, FORCE_CUDA=""), tmp_path / "site")
+    own = check(environment, folder, PYTHONPATH=str(folder))
     versions = check(sys.executable, folder, PYTHONPATH=str(folder))
-    print(f"built with torch {versions['built_with']}, ran under {versions['torch']}")
-    assert versions == {"torch": HERE, "built_with": other.partition("+")[0]}
+    toolkit = versions["built_with_cuda"] or "none"
+    print(f"built with torch {other}, CUDA {toolkit}, ran under {own['torch']} and {HERE}")
+    assert versions["torch"] == HERE
+    assert versions["built_with"] == own["built_with"] == other.partition("+")[0]
+    assert (toolkit != "none") == bool(has_cuda != "None" and shutil.which("nvcc"))
 
 
 @pytest.mark.install
-def test_editable_install(source, environment):
-    run(environment, "-m", "pip", "install", "--no-deps", "-e", source, cwd=source.parent)
-    check(environment, source)
+def test_editable_install_with_a_toolkit_that_does_not_fit(source, environment, tmp_path):
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'error: \"quoted\" $reason' >&2; exit 1\n")
+    nvcc.chmod(0o755)
+    install = ("-m", "pip", "install", "--no-deps", "-e", source)
+    run(environment, *install, cwd=source.parent, FORCE_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert "failed: error: 'quoted' 'reason" in check(environment, source)["no_cuda"]
 
 
 @pytest.mark.install

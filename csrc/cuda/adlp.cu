@@ -6,7 +6,7 @@
 namespace ausam::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kAdlpThreads = 256;
 
 Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
   check_like(loss_perturbed, loss, "dlp: loss_perturbed and loss");
@@ -19,7 +19,7 @@ Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
     Tensor out = torch::stable::new_empty(
         a, a.sizes(), std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
     int64_t n = out.numel();
-    device.launch(dlp_kernel<L, A>, blocks_for(n, kThreads), kThreads, 0,
+    device.launch(dlp_kernel<L, A>, blocks_for(n, kAdlpThreads), kAdlpThreads, 0,
                   static_cast<const L*>(a.data_ptr()), static_cast<const L*>(b.data_ptr()),
                   static_cast<A*>(out.data_ptr()), n);
     return out;
@@ -52,7 +52,8 @@ void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor&
           device.launch(update_in_order<A, T, I, L>, n > 0,
                         static_cast<int>(blocks_for(n, 32) * 32), n * sizeof(int64_t), v);
         else
-          device.launch(update_by_atomics<A, T, I, L>, blocks_for(n, kThreads), kThreads, 0, v);
+          device.launch(update_by_atomics<A, T, I, L>, blocks_for(n, kAdlpThreads), kAdlpThreads, 0,
+                        v);
       });
     });
   });

@@ -6,7 +6,7 @@
 namespace ausam::cuda {
 namespace {
 
-constexpr int kThreads = 512;  // for large rows
+constexpr int kLargeThreads = 512;  // for large rows
 constexpr int64_t kKeysPerThread = 4;
 
 // Memory of one call, from torch's allocator; freed in the order of the stream.
@@ -35,12 +35,12 @@ void sample_large_rows(const DeviceOf& device, const Tensor& like, const Load& l
   rows.equal = allocate<int32_t>(like, blocks, held);
   rows.threshold = allocate<Threshold>(like, count, held);
   constexpr size_t kHistogram = kScratch + (kBuckets + 2) * sizeof(int32_t);
-  device.launch(load_scores<Load>, blocks, kThreads, kScratch, rows, load);
-  device.launch(make_keys, blocks, kThreads, kHistogram, rows, noise, s_min, span);
-  device.launch(narrow<1>, blocks, kThreads, kHistogram, rows);
-  device.launch(narrow<2>, blocks, kThreads, kHistogram, rows);
-  device.launch(count_chosen, blocks, kThreads, kHistogram, rows);
-  device.launch(emit_parts, blocks, kThreads, kScratch, rows, out);
+  device.launch(load_scores<Load>, blocks, kLargeThreads, kScratch, rows, load);
+  device.launch(make_keys, blocks, kLargeThreads, kHistogram, rows, noise, s_min, span);
+  device.launch(narrow<1>, blocks, kLargeThreads, kHistogram, rows);
+  device.launch(narrow<2>, blocks, kLargeThreads, kHistogram, rows);
+  device.launch(count_chosen, blocks, kLargeThreads, kHistogram, rows);
+  device.launch(emit_parts, blocks, kLargeThreads, kScratch, rows, out);
 }
 
 template <class Load>

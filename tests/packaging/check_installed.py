@@ -1,7 +1,8 @@
 """Run by test_packaging.py with the Python of another environment: check_installed.py FOLDER KERNELS.
 
 The package has to come from FOLDER, its CPU kernels have to be KERNELS and to agree with the reference.
-Prints the versions of torch that run here and that the kernels were built with.
+CUDA kernels have to be live where they are installed and torch has CUDA. Prints the version of torch and the
+facts of the build.
 """
 
 import json
@@ -69,12 +70,17 @@ def main(folder, kernels):
     check_sampling()
     check_statistics()
     check_tensor_lists()
-    built_with = None
+    facts = {"torch": torch.__version__.split("+")[0]}
     if kernels == "compiled":
         from ausam_ext import _C
 
-        built_with = _C.built_with_torch
-    print(json.dumps({"torch": torch.__version__.split("+")[0], "built_with": built_with}))
+        facts["built_with"] = _C.built_with_torch
+        facts |= {"built_with_cuda": _C.built_with_cuda, "no_cuda": _C.no_cuda}
+    cuda = ausam_ext.backends()["cuda"]
+    live = bool(torch.version.cuda and facts.get("built_with_cuda"))
+    assert (cuda.kernels == "compiled") == live, cuda
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("ausam_ext::dlp", "CUDA") == live
+    print(json.dumps(facts))
 
 
 main(*sys.argv[1:])
