@@ -26,11 +26,6 @@ def permute(position: Tensor, n: int, generator: torch.Generator) -> Tensor:
         Like ``position``. Needs memory in proportion to it, whatever ``n`` is.
     """
     keys = torch.randint(_WORD + 1, (_ROUNDS,), generator=generator).tolist()
-    parts = position.split(_CPU_CHUNK) if position.device.type == "cpu" else (position,)
-    return torch.cat([_permute(part, n, keys) for part in parts])
-
-
-def _permute(position: Tensor, n: int, keys: list[int]) -> Tensor:
     bits = max(_MIN_BITS, (n - 1).bit_length())
     value = _feistel(position, bits, keys)
     outside = (value >= n).nonzero().squeeze(1)
@@ -42,6 +37,11 @@ def _permute(position: Tensor, n: int, keys: list[int]) -> Tensor:
 
 
 def _feistel(x: Tensor, bits: int, keys: list[int]) -> Tensor:
+    parts = x.split(_CPU_CHUNK) if x.device.type == "cpu" else (x,)
+    return torch.cat([_rounds(part, bits, keys) for part in parts])
+
+
+def _rounds(x: Tensor, bits: int, keys: list[int]) -> Tensor:
     """Rounds that each change one half by a function of the other, which the next round can undo."""
     low = bits - bits // 2
     halves = [x & ((1 << low) - 1), x >> low]
