@@ -30,7 +30,7 @@ test-sanitized: .venv/with-test .venv/installed
 
 # Every figure of benchmarks/results, and what is drawn from them: the README's table and bench-results/.
 bench: .venv/with-test .venv/installed
-	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks/test_operators.py
+	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks
 	$(BIN)/python -m benchmarks.report
 
 # Whether a compiled kernel lost a quarter of its lead over the reference: half a minute.

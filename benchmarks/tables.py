@@ -21,22 +21,20 @@ TITLES = {
     "memory": "Memory",
 }
 KEYS = ("suite", "what", "size", "columns", "ratios", "against", "target", "bytes", "note")
-# Columns that a row may lose to: they do a part of the work, or no program can do it.
-BOUNDS = ("copy", "ideal", "graph", "part: ")
+ASIDE = ("copy", "graph", "part: ")  # no rivals: they do other work, a part of it, or are the same call
+BOUNDS = (*ASIDE, "ideal")  # what a row may lose to
 
 
 # Why an operator loses to a column.
 REASONS = {
-    (
-        "psf_reuse_",
-        "_foreach_add_",
-    ): "both wait for memory; this asks for the line that it only reads first, which "
-    "costs up to 4 % in one thread and nothing where more saturate memory",
-    (
-        "adlp_update_",
-        "torch.compile",
-    ): "compiled code adds to each column of the table by atomics from all threads, "
-    "so that rounding differs from run to run; the kernel keeps the order of visits",
+    "psf_reuse_ / _foreach_add_": (
+        "both wait for memory; this asks first for the line that it only reads, which costs up to 4 % in one "
+        "thread and nothing where more threads saturate memory"
+    ),
+    "adlp_update_ / torch.compile": (
+        "compiled code adds to the table by atomics from all threads, so that rounding differs from run to run; "
+        "the kernel keeps the order of visits"
+    ),
 }
 
 
@@ -61,10 +59,9 @@ def table(rows: Sequence[Row], brief: bool = False) -> Cells:
     columns that are no rivals.
     """
     counts = Counter(name for row in rows for name in row["ratios"])
-    own = [name for name in counts if 2 * counts[name] >= len(rows) and not (brief and name == "copy")]
-    rest = [
-        [n for n in row["ratios"] if n not in own and not (brief and n.startswith(BOUNDS))] for row in rows
-    ]
+    names = [name for name in counts if not (brief and name.startswith(ASIDE))]
+    own = [name for name in names if 2 * counts[name] >= len(rows)]
+    rest = [[name for name in row["ratios"] if name in names and name not in own] for row in rows]
     shown = {
         "What": [row["what"] for row in rows],
         "Size": [row["size"] for row in rows],
@@ -72,8 +69,8 @@ def table(rows: Sequence[Row], brief: bool = False) -> Cells:
         "Bytes": ["" if row["columns"] else f"{row['bytes']:,}" for row in rows],
         **{f"{name} / this": [ratio(row, name) for row in rows] for name in own},
         "Others / this": [
-            "; ".join(f"{ratio(row, name)} {name}" for name in names)
-            for row, names in zip(rows, rest, strict=True)
+            "; ".join(f"{ratio(row, name)} {name}" for name in others)
+            for row, others in zip(rows, rest, strict=True)
         ],
         "Target": [f"{row['target']:g} {row['against']}" if row["target"] else "" for row in rows],
     }
@@ -135,7 +132,7 @@ def losses(rows: Sequence[Row]) -> list[str]:
                 short_of = f" (target {target:g})" if target else ""
                 what = f"times as fast as {name}" if row["columns"] else f"{name} / this"
                 speed = f"{ratio(row, name)} {what}{short_of}"
-                reason = REASONS.get((row["what"], name), row["note"] or "not explained yet")
+                reason = REASONS.get(f"{row['what']} / {name}", row["note"] or "not explained yet")
                 sentences.append(f"{row['what']}, {row['size']}: {speed}: {reason}")
     return sentences
 
