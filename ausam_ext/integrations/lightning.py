@@ -1,0 +1,186 @@
+"""SAM, vSAM and AUSAM in PyTorch Lightning's automatic optimization, for any LightningModule."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS
+from torch.utils.data import DataLoader
+
+from ..sam import SAM
+from ..sampler import AUSAMBatchSampler
+from ..vsam import VSAM
+
+try:
+    from lightning.pytorch import Callback  # type: ignore[import-not-found, unused-ignore]
+    from lightning.pytorch.utilities.signature_utils import (  # type: ignore[import-not-found, unused-ignore]
+        is_param_in_hook_signature,
+    )
+except ModuleNotFoundError:  # the same under its older name
+    from pytorch_lightning import Callback  # type: ignore[import-not-found, unused-ignore]
+    from pytorch_lightning.utilities.signature_utils import (  # type: ignore[import-not-found, unused-ignore]
+        is_param_in_hook_signature,
+    )
+
+
+class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
+    """Turns every step of a ``Trainer`` into one of SAM or vSAM; the optimizer stays as it is.
+
+    ::
+
+        Trainer(callbacks=[SAMCallback(lambda model: SAM(model, rho=0.05))]).fit(model, loader)
+
+    Before the optimizer steps, ``training_step`` runs on the same batches once more, at ``w + epsilon``: on
+    all that were accumulated, which are kept until then. What it logs there is dropped. The gradient is
+    clipped once, after both passes. Checkpoints hold the state of vSAM and AUSAM's table;
+    :class:`IndexedLoader` adds how far the epoch is.
+
+    Args:
+        make: makes the ``SAM`` or ``VSAM`` of the ``LightningModule``, when it is on its device.
+        batches: AUSAM's, for :meth:`record`. The table moves to the device of the model, the processes of the
+            trainer share each epoch, and their tables are added up at its end.
+
+    Attributes:
+        sam: what ``make`` returned, from the start of ``fit`` on.
+    """
+
+    def __init__(self, make: Callable[[nn.Module], SAM], batches: AUSAMBatchSampler | None = None) -> None:
+        self.make = make
+        self.batches = batches
+        self.sam: SAM | None = None
+        self._sam_state: dict[str, Any] | None = None  # of a checkpoint, until there is a `sam`
+        self._inputs: list[tuple[Any, int]] = []  # batches of this step
+        self._records: list[tuple[Tensor, Tensor]] = []  # index and loss of the first pass, or of the second
+
+    def record(self, index: Tensor, loss: Tensor) -> None:
+        """Call it in ``training_step``: notes per-sample losses for AUSAM's table.
+
+        Args:
+            index: ``[B]``: which samples they belong to, as :class:`IndexedLoader` yields it.
+            loss: ``[B]``, not reduced.
+        """
+        if self.batches is None:
+            raise RuntimeError("record(): there is no table; give SAMCallback the AUSAMBatchSampler")
+        self._records.append((index, loss.detach()))
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self.batches is not None:
+            self.batches.num_replicas, self.batches.rank = trainer.world_size, trainer.global_rank
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not pl_module.automatic_optimization:
+            raise TypeError(
+                "SAMCallback: with manual optimization both passes are up to training_step: call "
+                "manual_backward() before and inside `with sam.perturbed():`"
+            )
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise TypeError(
+                f"SAMCallback: precision {trainer.precision!r} looks for overflow between the two passes; "
+                "use 'bf16-mixed', or manual optimization with SAM(scaler=trainer.precision_plugin.scaler)"
+            )
+        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise TypeError("SAMCallback: LBFGS calls the closure at weights that it chooses itself")
+        self.sam = self.make(pl_module)
+        if not isinstance(self.sam, SAM):
+            raise TypeError(f"make: expected it to return a SAM or VSAM, got {self.sam!r}")
+        if self.batches is not None:
+            self.batches.adlp.to(pl_module.device)
+        self._load_sam_state()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._inputs.append((batch, batch_idx))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        assert self.sam is not None
+        first, inputs = self._records, self._inputs
+        self._records, self._inputs = [], []
+        if isinstance(self.sam, VSAM) and not self.sam.decide():
+            self.sam.reuse_()
+            return
+        with self.sam.perturbed(), torch.enable_grad(), _without_logs(pl_module):
+            for i, (batch, batch_idx) in enumerate(inputs):
+                last = i == len(inputs) - 1
+                with nullcontext() if last else _no_sync(trainer.strategy):
+                    self._second_pass(trainer, pl_module, optimizer, batch, batch_idx)
+        second, self._records = self._records, []
+        if self.batches is not None and first:
+            index, loss = (torch.cat(parts) for parts in zip(*first, strict=True))
+            _, loss_perturbed = (torch.cat(parts) for parts in zip(*second, strict=True))
+            self.batches.adlp.update(index, loss, loss_perturbed)
+
+    def _second_pass(self, trainer: Any, pl_module: Any, optimizer: Any, batch: Any, batch_idx: int) -> None:
+        arguments = [batch]
+        if is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2):
+            arguments.append(batch_idx)
+        output = trainer.strategy.training_step(*arguments)
+        loss = output["loss"] if isinstance(output, dict) else output
+        if loss is not None:  # None: Lightning leaves the batch out, as it did in the first pass
+            trainer.strategy.backward(loss / trainer.accumulate_grad_batches, optimizer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.batches is not None and trainer.world_size > 1:
+            self.batches.adlp.sync()
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        if self.batches is not None:
+            state["adlp"] = self.batches.adlp.state_dict()
+        if isinstance(self.sam, VSAM):
+            state["sam"] = self.sam.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.batches is not None:
+            self.batches.adlp.load_state_dict(state_dict["adlp"])
+        self._sam_state = state_dict.get("sam")
+        self._load_sam_state()
+
+    def _load_sam_state(self) -> None:
+        if isinstance(self.sam, VSAM) and self._sam_state is not None:
+            self.sam.load_state_dict(self._sam_state)
+            self._sam_state = None
+
+
+class IndexedLoader:
+    """A ``DataLoader`` with an ``AUSAMBatchSampler``, as Lightning takes it: yields ``(index, batch)``.
+
+    Lightning sets its epoch, stores in its checkpoints how far the epoch is, and leaves the sampler in place
+    also with several processes.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        if not isinstance(loader.batch_sampler, AUSAMBatchSampler):
+            raise TypeError(
+                f"loader: expected a DataLoader made with batch_sampler= an AUSAMBatchSampler, got {loader!r}"
+            )
+        self.loader = loader
+        self.sampler = loader.batch_sampler  # the name under which Lightning looks for set_epoch()
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        return self.sampler.indexed(self.loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state_dict)
+
+
+@contextmanager
+def _without_logs(pl_module: Any) -> Iterator[None]:
+    """The values at ``w + epsilon`` would replace those at ``w``, or be averaged with them."""
+    pl_module.log = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del pl_module.log
+
+
+def _no_sync(strategy: Any) -> Any:
+    """Only the last of several backward passes has to average the gradients over processes."""
+    return strategy.block_backward_sync() if hasattr(strategy, "block_backward_sync") else nullcontext()
