@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-install test-cuda-build test-sanitized bench bench-gate lint format clean
+.PHONY: demo test test-install test-cuda-build test-sanitized test-frameworks bench bench-gate lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -27,6 +27,10 @@ test-cuda-build: .venv/with-test .venv/installed
 # The operators' tests on emulated CUDA kernels, with AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitized: .venv/with-test .venv/installed
 	$(BIN)/pytest -m sanitize -rP
+
+# The bridges to frameworks and their examples, with the released packages, in an environment of their own.
+test-frameworks: .venv-frameworks/ready
+	.venv-frameworks/bin/pytest tests/frameworks
 
 # Every figure of benchmarks/results, and what is drawn from them: the README's table and bench-results/.
 bench: .venv/with-test .venv/installed
@@ -49,7 +53,7 @@ format: .venv/with-lint
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-frameworks build dist *.egg-info
 
 # With the build's own tools (pyproject.toml's build-system.requires), so that a rebuild compiles what changed alone.
 .venv/torch:
@@ -66,4 +70,11 @@ clean:
 .venv/installed: $(SOURCES) | .venv/torch
 	rm -rf build/lib*
 	$(BIN)/pip install -q --no-build-isolation --no-deps .
+	touch $@
+
+.venv-frameworks/ready: $(SOURCES)
+	$(PYTHON) -m venv .venv-frameworks
+	rm -rf build/lib*
+	.venv-frameworks/bin/pip install -q '$(TORCH)' setuptools pybind11 ninja
+	.venv-frameworks/bin/pip install -q --no-build-isolation '.[frameworks]'
 	touch $@

@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import same_bits
-from test_resume import assert_same_state
+from helpers import assert_same_state, same_bits
 from test_sam import assert_untouched, batch, closure_of, mlp, snapshot
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau

@@ -82,6 +82,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             )
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise TypeError("SAMCallback: LBFGS calls the closure at weights that it chooses itself")
+        self._inputs, self._records = [], []  # an earlier run may have been interrupted
         self.sam = self.make(pl_module)
         if not isinstance(self.sam, SAM):
             raise TypeError(f"make: expected it to return a SAM or VSAM, got {self.sam!r}")

@@ -1,0 +1,44 @@
+"""Needs the packages of `ausam_ext[frameworks]`: run by `make test-frameworks`, left out of `make test`."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+if not (find_spec("lightning") and find_spec("accelerate")):
+    collect_ignore_glob = ["test_*.py"]
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "frameworks.md"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads):
+    """The networks are too small for more."""
+    threads(1)
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path):
+    """Runs an example of the document, by its name, and returns its variables."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name):
+        namespace = {"__name__": "frameworks"}
+        blocks = dict(re.findall(r"```python (\w+)\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL))
+        for part in ("data", name):
+            exec(compile(blocks[part], f"{DOCUMENT.name}: {part}", "exec"), namespace)
+        return namespace
+
+    return run
+
+
+@pytest.fixture
+def accuracy(example):
+    def measure(net, data):
+        x, y = data.tensors
+        with torch.no_grad():
+            return (net(x).argmax(1) == y).double().mean().item()
+
+    return measure

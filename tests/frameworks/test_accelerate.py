@@ -1,0 +1,88 @@
+"""Accelerate: the documented loop, its checkpoints, and the adapter behind `accelerator.prepare`."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from helpers import same_bits
+from test_optimizer_adapter import METHODS, batch, mlp, sgd, zeroing
+
+from ausam_ext.integrations import SAMOptimizer
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """Accelerate keeps its settings for the process."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def test_the_documented_example(example, accuracy, tmp_path):
+    space = example("accelerate")
+    adlp, batches = space["adlp"], space["batches"]
+    assert accuracy(space["model"], space["train_set"]) > 0.9
+    assert adlp.count.sum() == 1797 + 4 * (28 * 32 + 2) and batches.epoch == 5
+    space["accelerator"].save_state(tmp_path / "state", safe_serialization=False)
+    count = adlp.count.clone()
+    adlp.count.zero_()
+    batches.set_epoch(0)
+    space["accelerator"].load_state(tmp_path / "state")
+    assert torch.equal(adlp.count, count) and batches.epoch == 5
+
+
+def test_the_documented_closure_example(example, accuracy):
+    space = example("closure")
+    assert accuracy(space["model"], space["train_set"]) > 0.9
+    vsam = space["optimizer"].sam
+    assert vsam.controller.state_dict()["count"] > 0 and space["scheduler"].last_epoch == 145
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_prepared_adapter(method, precision, tmp_path):
+    """The steps of the adapter alone; a scheduler on top; `save_state` has all of it."""
+    plain, (x, y) = mlp(), batch()
+    theirs = SAMOptimizer(sgd(plain), METHODS[method](plain))
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    model = accelerator.prepare(mlp())
+    optimizer = SAMOptimizer(sgd(model), METHODS[method](model))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+    optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, 8)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        accelerator.backward(loss)
+        return loss
+
+    def closure_in_bfloat16():
+        theirs.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = plain(x)
+        loss = F.cross_entropy(out.float(), y)
+        loss.backward()
+        return loss
+
+    def step(mine=True):
+        optimizer.step(closure)
+        scheduler.step()
+        if mine:
+            theirs.step(closure_in_bfloat16 if precision == "bf16" else zeroing(theirs, plain, x, y))
+            rates.step()
+
+    def same():
+        return all(same_bits(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+
+    for _ in range(4):
+        step()
+        assert same()
+    accelerator.save_state(tmp_path, safe_serialization=False)
+    for _ in range(2):
+        step(mine=False)
+    assert not same()
+    accelerator.load_state(tmp_path)
+    for _ in range(4):
+        step()
+        assert same()

@@ -1,0 +1,310 @@
+"""Lightning's automatic optimization against loops written out; resuming; what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import pytorch_lightning
+import torch
+import torch.nn.functional as F
+from helpers import assert_same_state, same_bits
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
+from ausam_ext.integrations import SAMOptimizer
+from ausam_ext.integrations.lightning import IndexedLoader, SAMCallback
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        ".*does not have many workers",
+        ".*isinstance\\(treespec, LeafSpec\\)",
+        ".*tensorboardX",
+        ".*is smaller than the logging interval",
+        "Checkpoint directory .* exists and is not empty",
+    )
+]
+
+METHODS = {
+    "SAM": lambda m: SAM(m, 0.1),
+    "VSAM": lambda m: VSAM(m, 0.1, warmup_steps=2, window=4, slices=2, initial_samples=2, seed=3),
+}
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+def digits(n):
+    x, y = load_digits(return_X_y=True)
+    return TensorDataset(torch.tensor(x[:n] / 16, dtype=torch.float32), torch.tensor(y[:n]))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 10))
+
+
+class Training:
+    def __init__(self, optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)):
+        super().__init__()
+        self.net, self.optimizer, self.losses = network(), optimizer, []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = F.cross_entropy(self.net(x), y)
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.losses.append(self.trainer.callback_metrics["loss"])
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters())
+
+
+class Net(Training, L.LightningModule):
+    pass
+
+
+class OldNet(Training, pytorch_lightning.LightningModule):
+    pass
+
+
+def fit(tmp_path, model, callbacks, loader, trainer=L.Trainer, ckpt_path=None, **options):
+    options = {"max_epochs": 3, "enable_checkpointing": False, **QUIET, **options}
+    trainer = trainer(callbacks=callbacks, default_root_dir=tmp_path, **options)
+    if ckpt_path is None:
+        trainer.fit(model, loader)
+    else:
+        trainer.fit(model, loader, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+def written_out(method, data, accumulate=1, clip=None, dtype=None, batch_size=30, epochs=3):
+    """The same training without Lightning."""
+    net = network()
+    optimizer, sam = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), METHODS[method](net)
+    batches, losses = list(DataLoader(data, batch_size=batch_size)), []
+    for _ in range(epochs):
+        for start in range(0, len(batches), accumulate):
+            part = batches[start : start + accumulate]
+
+            def one_pass(part):
+                out = []
+                for x, y in part:
+                    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+                        loss = F.cross_entropy(net(x), y)
+                    out.append(loss.detach())
+                    (loss / accumulate).backward()
+                return out
+
+            losses += one_pass(part)
+            if not isinstance(sam, VSAM) or sam.decide():
+                with sam.perturbed():
+                    one_pass(part)
+            else:
+                sam.reuse_()
+            if clip:
+                nn.utils.clip_grad_norm_(net.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    return net, losses
+
+
+def assert_same_net(a, b):
+    assert_same_state(a.state_dict(), b.state_dict())
+
+
+def test_the_documented_example(example, accuracy):
+    space = example("lightning")
+    adlp, n = space["batches"].adlp, len(space["train_set"])
+    assert accuracy(space["trainer"].lightning_module.net, space["train_set"]) > 0.9
+    assert adlp.count.sum() == n + 4 * (28 * 32 + 2)  # 28 batches of 64 and one of 5, halved after epoch 0
+    assert adlp.count.min() >= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"clip": 0.05}, {"accumulate": 2, "clip": 0.05}])
+def test_same_bits_as_the_loop_written_out(tmp_path, method, options):
+    """Seven batches an epoch: also steps of fewer batches at its end. Logs have the first pass alone."""
+    data = digits(210)
+    net, losses = written_out(method, data, **options)
+    model, callback = Net(), SAMCallback(METHODS[method])
+    fit(
+        tmp_path,
+        model,
+        [callback],
+        DataLoader(data, batch_size=30),
+        accumulate_grad_batches=options.get("accumulate", 1),
+        gradient_clip_val=options.get("clip"),
+    )
+    assert_same_net(model.net, net)
+    assert all(same_bits(a, b) for a, b in zip(model.losses, losses, strict=True))
+    if method == "VSAM":
+        assert callback.sam.controller.state_dict()["count"] > 2
+    changed, _ = written_out(method, data)
+    if options:
+        assert not same_bits(changed[0].weight, net[0].weight)
+
+
+def test_bfloat16(tmp_path):
+    data = digits(210)
+    net, _ = written_out("SAM", data, dtype=torch.bfloat16)
+    model = Net()
+    fit(
+        tmp_path,
+        model,
+        [SAMCallback(METHODS["SAM"])],
+        DataLoader(data, batch_size=30),
+        precision="bf16-mixed",
+    )
+    assert_same_net(model.net, net)
+
+
+def test_the_older_package(tmp_path):
+    data = digits(210)
+    net, _ = written_out("SAM", data)
+    model = OldNet()
+    callbacks = [SAMCallback(METHODS["SAM"])]
+    fit(tmp_path, model, callbacks, DataLoader(data, batch_size=30), trainer=pytorch_lightning.Trainer)
+    assert_same_net(model.net, net)
+
+
+class Indexed(Net):
+    def training_step(self, batch):
+        index, (x, y) = batch
+        loss = F.cross_entropy(self.net(x), y, reduction="none")
+        self.callback.record(index, loss)
+        return {"loss": loss.mean()}
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        pass
+
+
+def ausam(tmp_path, method="VSAM", accumulate=1, **options):
+    """Trains with AUSAM; returns all that the next step depends on."""
+    data = digits(210)
+    batches = AUSAMBatchSampler(ADLP(len(data)), 30, alpha=0.5, warmup_epochs=2)
+    callback, model = SAMCallback(METHODS[method], batches), Indexed()
+    model.callback = callback
+    loader = IndexedLoader(DataLoader(data, batch_sampler=batches))
+    save = ModelCheckpoint(tmp_path, "{epoch}-{step}", save_top_k=-1, every_n_train_steps=1)
+    epochs = ModelCheckpoint(tmp_path, "end-{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    options = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate, **options}
+    trainer = fit(tmp_path, model, [callback, save, epochs], loader, **options)
+    assert not callback._inputs and not callback._records
+    return {
+        "net": model.net.state_dict(),
+        "callback": callback.state_dict(),
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "step": trainer.global_step,
+    }
+
+
+# Within the first, full epoch; within a later one; at the last step of one; after its end.
+@pytest.mark.parametrize("file", ["epoch=0-step=3", "epoch=1-step=10", "epoch=1-step=14", "end-epoch=1"])
+def test_a_resumed_run_is_bit_identical(tmp_path, file):
+    whole = ausam(tmp_path)
+    count = whole["callback"]["adlp"]["count"]
+    assert whole["step"] == 21 and len(count.unique()) > 1
+    resumed = ausam(tmp_path, ckpt_path=tmp_path / f"{file}.ckpt")
+    assert_same_state(resumed, whole)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_the_table_holds(tmp_path, accumulate):
+    """Per sample, in the order of each pass, whatever the number of batches in a step."""
+    seen = {}
+    record = SAMCallback.record
+
+    def spy(self, index, loss):
+        for i, value in zip(index.tolist(), loss.detach(), strict=True):
+            seen.setdefault(i, []).append(value)
+        record(self, index, loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SAMCallback, "record", spy)
+        state = ausam(tmp_path, "SAM", accumulate, max_epochs=1)
+    assert set(seen) == set(range(210)) and all(len(values) == 2 for values in seen.values())
+    expected = torch.stack([(seen[i][1] - seen[i][0]).abs() for i in range(210)])
+    assert torch.equal(state["callback"]["adlp"]["total"], expected)
+
+
+def test_two_processes_share_each_epoch_and_end_with_one_table(tmp_path):
+    worker = Path(__file__).with_name("ddp_worker.py")
+    subprocess.run([sys.executable, str(worker), str(tmp_path)], check=True, timeout=240, cwd=tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert_same_state(first["adlp"], second["adlp"])
+    assert_same_state(first["net"], second["net"])
+    count = first["adlp"]["count"]
+    assert count.min() >= 1 and count.sum() == 200 + 2 * 2 * (3 * 15 + 5)
+    both = torch.cat([first["first epoch"], second["first epoch"]])
+    assert both.sort().values.tolist() == list(range(200))
+
+
+class Manual(Net):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def test_what_is_refused(tmp_path):
+    loader = DataLoader(digits(60), batch_size=30)
+    callbacks = [SAMCallback(METHODS["SAM"])]
+    with pytest.raises(TypeError, match="SAMCallback: with manual optimization"):
+        fit(tmp_path, Manual(), callbacks, loader)
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(TypeError, match="use 'bf16-mixed', or manual optimization"):
+        fit(tmp_path, Net(), callbacks, loader, plugins=[scaled])
+    with pytest.raises(TypeError, match="SAMCallback: LBFGS"):
+        fit(tmp_path, Net(torch.optim.LBFGS), callbacks, loader)
+    with pytest.raises(TypeError, match="make: expected it to return a SAM or VSAM"):
+        fit(tmp_path, Net(), [SAMCallback(lambda model: None)], loader)
+    with pytest.raises(RuntimeError, match=r"record\(\): there is no table"):
+        callbacks[0].record(torch.arange(2), torch.ones(2))
+    with pytest.raises(TypeError, match="loader: expected a DataLoader made with batch_sampler="):
+        IndexedLoader(loader)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_adapter_in_automatic_optimization(tmp_path, method):
+    """Without a callback: an optimizer like any other, with a scheduler and the state in the checkpoint."""
+    data = digits(210)
+    net, _ = written_out(method, data)
+
+    class Adapted(Net):
+        def configure_optimizers(self):
+            optimizer = SAMOptimizer(super().configure_optimizers(), METHODS[method](self))
+            return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)]
+
+        def training_step(self, batch, batch_idx):
+            self.losses.append(F.cross_entropy(self.net(batch[0]), batch[1]))
+            return self.losses[-1]
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            pass
+
+    model = Adapted()
+    last = ModelCheckpoint(tmp_path, save_last=True)
+    trainer = fit(tmp_path, model, [last], DataLoader(data, batch_size=30), enable_checkpointing=True)
+    for p, q in zip(model.net.parameters(), net.parameters(), strict=True):
+        assert same_bits(p, q)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert_same_state(saved, trainer.optimizers[0].state_dict())
+    assert ("sam" in saved) == (method == "VSAM")
+
+
+def test_the_adapter_refuses_what_it_cannot_do_in_automatic_optimization(tmp_path):
+    adapted = lambda p: SAMOptimizer(torch.optim.SGD(p, lr=0.1), SAM(model))  # noqa: E731
+    loader = DataLoader(digits(120), batch_size=30)
+    model = Net(adapted)
+    with pytest.raises(RuntimeError, match="the closure did not clear the gradients"):
+        fit(tmp_path, model, [], loader, accumulate_grad_batches=2)
+    model = Net(adapted)
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(RuntimeError, match=r"step\(\): SAM runs the closure twice"):
+        fit(tmp_path, model, [], loader, plugins=[scaled])
