@@ -93,12 +93,12 @@ def memory_pace(rows: Sequence[Row]) -> Figure:
     for y, (p, c) in enumerate(zip(paces, copies, strict=True)):
         ax.text(max(p, c), y, f"  {short(p)}", va="center", fontsize=9)
     ax.plot([], [], **tick(RED, "a copy of as many bytes"))
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     ax.set_yticks(range(len(rows)), [f"{row['what']},  {row['size']}" for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.margins(x=0.1)
     ax.set_xlabel("Bytes that have to move, in GB per second: longer is faster")
-    ax.set_title("Lists of tensors: how fast memory is read and written")
+    ax.set_title("Lists of tensors: how fast memory is read and written", loc="left")
     ax.grid(axis="x", alpha=0.25)
     return figure
 
@@ -123,11 +123,11 @@ def steps(rows: Sequence[Row]) -> Figure:
         ax.set_yticks(range(len(group)), [row["what"] for row in group])
         ax.set_ylim(len(group) - 0.4, -0.6)
         ax.set_xlim(0, 1.28 * max(times))
-        ax.set_title(size)
+        ax.set_title(size, loc="left")
         ax.set_xlabel("Milliseconds per step: shorter is faster")
     if any("ideal" in row["columns"] for row in rows):
         axes[0, 0].plot([], [], **tick(RED, "ideal: what its passes alone cost"))
-        axes[0, 0].legend(loc="lower right")
+        axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     figure.tight_layout()
     return figure
 
@@ -142,16 +142,17 @@ def scaling(rows: Sequence[Row]) -> Figure:
         ax.set_axis_off()
     for ax, (what, group) in zip(axes.flat, panels.items(), strict=False):
         numbers = [number(row["size"]) for row in group]
+        times = [column["median"] for row in group for column in row["columns"].values()]
+        scale, unit = (1e6, "Microseconds") if max(times) < 1e-2 else (1e3, "Milliseconds")
         ends = {}
         for (color, marker), name in zip(STYLES, group[0]["columns"], strict=False):
             has = [name in row["columns"] for row in group]
             columns = [row["columns"][name] for row in compress(group, has)]
-            low, y, high = ([1e3 * column[q] for column in columns] for q in ("q1", "median", "q3"))
+            low, y, high = ([scale * column[q] for column in columns] for q in ("q1", "median", "q3"))
             x = list(compress(numbers, has))
             ax.plot(x, y, color=color, marker=marker, markersize=5)
             ax.fill_between(x, low, high, color=color, alpha=0.2)
             ends[name] = (y[-1], color)
-        times = [column["median"] for row in group for column in row["columns"].values()]
         if min(numbers) > 0 and max(numbers) > 20 * min(numbers):
             ax.set_xscale("log")
             plain_log(ax.xaxis)
@@ -164,7 +165,7 @@ def scaling(rows: Sequence[Row]) -> Figure:
             ax.set_xticks(numbers)
         label_ends(ax, ends)
         ax.set_xlabel(what)
-        ax.set_ylabel("Milliseconds")
+        ax.set_ylabel(unit)
         ax.grid(alpha=0.25)
     figure.tight_layout()
     return figure

@@ -32,8 +32,8 @@ REASONS = {
         "thread and nothing where more threads saturate memory"
     ),
     "adlp_update_ / torch.compile": (
-        "compiled code adds to the table by atomics from all threads, so that rounding differs from run to run; "
-        "the kernel keeps the order of visits"
+        "compiled code adds to the table by atomics from all threads, so that rounding differs from run to "
+        "run; the kernel keeps the order of visits"
     ),
 }
 
