@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from . import checks, ops
-from .sharding import global_norm, is_sharded, local
+from .sharding import drop_gathered, gatherers, global_norm, is_sharded, local
 
 Closure = Callable[[], Tensor]
 
@@ -72,6 +72,8 @@ class SAM:
         self.adaptive = adaptive
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.overflow: Tensor | None = None
+        self._gatherers = gatherers(model)
+        drop_gathered(self._gatherers)
         self._params = list(model.parameters())
         self._sharded = any(map(is_sharded, self._params))
         self._own = {id(p) for p in self._params}
@@ -107,6 +109,7 @@ class SAM:
         params = [p for p in self._params if p.grad is not None]
         if not params:
             raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
+        drop_gathered(self._gatherers)
         weights = self._local(params)
         with_grad = [i for i, p in enumerate(self._params) if p.grad is not None]
         tracked = [
@@ -131,6 +134,7 @@ class SAM:
         finally:
             _INSIDE.remove(self)
             ops.restore_([*weights, *buffers], [*backups, *saved])
+            drop_gathered(self._gatherers)
             torch.clear_autocast_cache()
             for (module, name), buffer in zip(layers, buffers, strict=True):
                 module._buffers[name] = buffer  # a layer may have put another tensor in its place
@@ -159,6 +163,8 @@ class SAM:
                 "per_process: expected a SAM made with the DistributedDataParallel that wraps the model, got "
                 f"one made with {type(self.model).__name__}"
             )
+        if per_process and self._ddp is not None and self._ddp.static_graph:
+            raise ValueError("per_process: expected static_graph=False, got True, with which no_sync() fails")
         masks = self._random_state() if same_masks else None
         with self._ddp.no_sync() if self._ddp and per_process else nullcontext():
             loss = run(closure)

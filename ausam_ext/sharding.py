@@ -1,11 +1,11 @@
 """Parameters that are spread over processes: DTensors, as ``fully_shard`` (FSDP2) makes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .reference import accumulation_dtype
 
@@ -20,6 +20,20 @@ def local(t: Tensor) -> Tensor:
         return t
     with torch.no_grad():
         return t.to_local()  # type: ignore[attr-defined]
+
+
+def gatherers(model: nn.Module) -> list[Any]:
+    """The modules that ``fully_shard`` was applied to, told without importing what defines them."""
+    return [m for m in model.modules() if hasattr(m, "set_reshard_after_backward")]
+
+
+def drop_gathered(modules: Iterable[Any]) -> None:
+    """Lets go of whole parameters that a forward pass gathered and no backward pass freed.
+
+    The next pass would take them as they are, whatever has become of the shards since.
+    """
+    for module in modules:
+        module.reshard()
 
 
 @torch.no_grad()
@@ -50,4 +64,11 @@ def _spread(t: Tensor) -> tuple[tuple[Any, int], ...]:
     if not is_sharded(t):
         return ()
     placements = enumerate(t.placements)  # type: ignore[attr-defined]
-    return tuple((t.device_mesh, dim) for dim, p in placements if p.is_shard())  # type: ignore[attr-defined]
+    # Not is_shard(): that is false of a shard of a shard, where fully_shard meets tensor parallelism.
+    return tuple((t.device_mesh, dim) for dim, p in placements if not p.is_replicate())  # type: ignore[attr-defined]
+
+
+def groups_of(tensors: Iterable[Tensor]) -> list[dist.ProcessGroup]:
+    """The groups of processes that hold these tensors together, the last dimension of a mesh first."""
+    meshes = dict.fromkeys(t.device_mesh for t in tensors if is_sharded(t))  # type: ignore[attr-defined]
+    return [mesh.get_group(dim) for mesh in meshes for dim in reversed(range(mesh.ndim))]

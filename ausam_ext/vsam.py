@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import checks, ops
 from .rate import RateController
 from .sam import _INSIDE, SAM, Closure, run
-from .sharding import global_norm, is_sharded
+from .sharding import global_norm, groups_of, is_sharded
 
 _VERSION = 2
 
@@ -32,7 +34,9 @@ class VSAM(SAM):
             vsam.reuse_()
         optimizer.step()
 
-    Processes that are given the same arguments and gradients decide alike. Once per ``window`` iterations the
+    Processes that are given the same arguments and gradients decide alike. Where the model is wrapped for
+    several processes, the first decision, also the first after :meth:`load_state_dict`, compares arguments
+    and progress and raises ``ValueError`` in every process if they differ. Once per ``window`` iterations the
     norms are fetched from the device; nothing else is synchronised.
 
     Args:
@@ -83,9 +87,25 @@ class VSAM(SAM):
         self._age = 0  # iterations since the PSF was taken, i - i*
         self._psf: list[Tensor | None] = [None] * len(self._params)
         # gamma^(i - i*), or 0 for a PSF that is not finite; on the device, where a captured graph finds it.
-        self._decay = torch.zeros(())
+        self._decay = torch.zeros((), dtype=torch.float64)
         self._norms: tuple[Tensor, Tensor] | None = None  # ||PSF||, ||g_SGD|| of the last sample
         self._generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
+        self._arguments = {
+            "rho": self.rho,
+            "alpha": alpha,
+            "gamma": gamma,
+            "window": window,
+            "slices": slices,
+            "max_rate": max_rate,
+            "initial_samples": initial_samples,
+            "warmup_steps": warmup_steps,
+            "max_reuse": max_reuse,
+            "norm_params": norm_params,
+            "seed": seed,
+            "groups": [group["rho"] for group in self.groups],
+            "scaler": self.scaler is not None,
+        }
+        self._agreed = False
 
     @property
     def controller(self) -> RateController:
@@ -100,6 +120,8 @@ class VSAM(SAM):
         and by necessity once no more iterations are left than samples.
         """
         self._count()
+        if not self._agreed:
+            self._agree()
         if self._decision is None:
             self._decision = self._iteration < self.warmup_steps or self._draw()
         return self._decision
@@ -109,6 +131,28 @@ class VSAM(SAM):
         left = self._controller.window - self._step
         by_chance = torch.rand((), generator=self._generator).item() < self._controller.rate
         return missing > 0 and (by_chance or left <= missing)
+
+    def _agree(self) -> None:
+        """Compares what the decisions depend on: processes that decide differently would add up gradients of
+        different passes."""
+        mine = {
+            **self._arguments,
+            "progress": [self._iteration, self._step, self._taken, self._age],
+            "decision": self._decision,
+            "number of samples": self._controller.s,
+            "generator": blake2b(bytes(self._generator.get_state().tolist())).hexdigest(),
+        }
+        everyones = [mine]
+        for group in [self._ddp.process_group] if self._ddp is not None else groups_of(self._params):
+            gathered: list[Any] = [None] * dist.get_world_size(group)
+            dist.all_gather_object(gathered, everyones, group)
+            everyones = [one for part in gathered for one in part]
+        for name in mine:
+            values = [one[name] for one in everyones]
+            if any(value != mine[name] for value in values):
+                kind = "argument" if name in self._arguments else "loaded state"
+                raise ValueError(f"{name}: expected the same {kind} in every process, got {values} by rank")
+        self._agreed = True
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -153,7 +197,7 @@ class VSAM(SAM):
             psf_norm, sgd_norm = psf_norm * unscale, sgd_norm * unscale
             for device in dict.fromkeys(t.device for t in old):
                 torch._foreach_mul_([t for t in old if t.device == device], unscale.to(device))
-        self._decay = whole.isfinite().to(whole.dtype)
+        self._decay = whole.isfinite().double()
         self._norms = psf_norm, sgd_norm
 
     def reuse_(self) -> None:
@@ -285,10 +329,11 @@ class VSAM(SAM):
         ]
         self._controller.load_state_dict(state["controller"])  # the last that may refuse, itself unchanged
         self.sampled, self._decision, self._ended = sampled, decision, False
+        self._agreed = False
         self._iteration, self._step, self._taken, self._age = iteration, step, taken, age
         self._generator, self._psf = restored, held
         device = next((psf.device for psf in reversed(held) if psf is not None), "cpu")
-        self._decay = decay.to(device, copy=True)
+        self._decay = decay.to(device, torch.float64, copy=True)
 
 
 def _empty(p: nn.Parameter) -> Tensor:
