@@ -1,0 +1,100 @@
+"""The networks of the benchmarks are the papers', and each method trains on the samples that it should."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).parents[1]))  # last: the package is the installed one
+
+pytest.importorskip("PIL")
+
+from benchmarks import models, papers, steps
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "millions", "parameters"),
+    [
+        # Rounded as the papers print them; to the last one as others count them for ten classes.
+        (models.resnet18, 11.2, 11_173_962),
+        (models.wide_resnet28_10, 36.5, 36_479_194),
+        (models.pyramidnet110, 28.5, 28_485_477),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(network, millions, parameters):
+    with torch.device("meta"):
+        model, cifar100 = network(), network(100)
+    assert round(size(model) / 1e6, 1) == millions and size(model) == parameters
+    assert size(cifar100) - size(model) == 90 * (model[-1].in_features + 1)
+
+
+@pytest.mark.parametrize(
+    "network", [models.resnet18, models.pyramidnet110, models.wide_resnet28_10, models.small_cnn, models.mlp]
+)
+def test_networks_classify_small_images(network):
+    with torch.no_grad():
+        logits = network()(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 10) and logits.std() > 0
+
+
+@pytest.mark.parametrize(("network", "depth"), [(models.resnet18, 18), (models.pyramidnet110, 110)])
+def test_layers_are_as_many_as_the_name_says(network, depth):
+    with torch.device("meta"):
+        modules = list(network().modules())
+    shortcuts = [m for m in modules if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in modules) - len(shortcuts) == depth
+
+
+def tiny():
+    return nn.Sequential(nn.Conv2d(3, 2, 8, 8), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("method", steps.ALL, ids=lambda m: m.name)
+def test_methods_train_on_their_share(method, encoded):
+    batch_size = 10
+    samples = steps.STEPS * batch_size
+    data = steps.Encoded(samples) if encoded else steps.InMemory(samples, "cpu")
+    epoch = steps.Epoch(method, tiny, data, "cpu", batch_size)
+    before = [p.clone() for p in epoch.model.parameters()]
+    seen = []
+    epoch.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    epoch()
+    passes = steps.STEPS * (1 + method.rate)
+    kept = batch_size * (method.alpha or method.share)
+    assert epoch.rate == pytest.approx(method.rate)
+    assert len(seen) == passes and sum(map(len, seen)) == pytest.approx(passes * kept)
+    assert not any(torch.equal(p, b) for p, b in zip(epoch.model.parameters(), before, strict=True))
+    if method.alpha:
+        assert epoch.adlp.count.sum() - samples == round(steps.STEPS * method.rate * kept)
+
+
+def test_rows_compare_with_sam_and_the_ideal():
+    chosen = steps.methods([0.4, 0.5], [0.3])
+    rows = steps.measure("tiny", tiny, chosen, encoded=False, rounds=3, device="cpu", batch_size=8)
+    by_name = {r["what"]: r for r in rows}
+    assert list(by_name) == [
+        "SGD", "SAM", "AUSAM-0.4", "AUSAM-0.4 in the loop", "AUSAM-0.5", "AUSAM-0.5 in the loop",
+        "vSAM-0.3", "AUSAM-0.5 + vSAM-0.3",
+    ]  # fmt: skip
+    assert not by_name["SAM"]["ratios"] and list(by_name["SGD"]["ratios"]) == ["SAM"]
+    for name in list(by_name)[2:]:
+        assert list(by_name[name]["ratios"]) == ["SAM", steps.IDEAL]
+        assert by_name[name]["target"] == 0.97 and by_name[name]["against"] == steps.IDEAL
+    mixed = by_name["vSAM-0.3"]["columns"][steps.IDEAL]["median"]
+    sgd, sam = (by_name[m]["columns"][m]["median"] for m in ("SGD", "SAM"))
+    assert min(sgd, sam) * 0.5 < mixed < max(sgd, sam) * 2
+
+
+def test_papers_are_quoted_with_their_tables():
+    assert papers.quote("WideResNet-28-10", 0.5) == "WideResNet-28-10: 179 and 179 (AUSAM Table 2)"
+    assert papers.quote("small CNN", "vSAM") == (
+        "ResNet-18: 140 and 135 at rates 0.30 and 0.35 (vSAM Table 3)"
+    )
+    assert papers.quote("PyramidNet-110", 0.7) is None
