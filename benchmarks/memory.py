@@ -1,0 +1,103 @@
+"""Peak memory of a training run with each method, above SGD's: `python -m benchmarks.memory`.
+
+Counted by torch's own allocators, to the byte, what C++ takes for itself included. SAM may hold one copy of
+the parameters more than SGD, vSAM two; both also a copy of the running statistics. AUSAM holds SAM's copy and
+8 bytes for each sample of the training set, but the activations of ``alpha * K`` samples instead of ``K``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from .data import InMemory
+from .harness import Row, save
+from .models import PAPERS, mlp, resnet18, small_cnn
+from .steps import BATCH_SIZE, STEPS, Epoch, Method
+
+# How many copies of the parameters each may hold above SGD.
+COPIES = {Method(): 1, Method(alpha=0.5): 1, Method(0.3): 2, Method(0.3, alpha=0.5): 2}
+SCALARS = 1024  # bytes, for norms and the like
+
+
+def peak(run: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes that torch's allocator had given out at once during the call, above those at its beginning."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def peak_of(method: Method, network: Callable[[], nn.Module], batch_size: int, device: str = "cpu") -> int:
+    """Of an epoch, its model, optimizer and batches, but without the training set."""
+    data = InMemory(STEPS * batch_size, device)
+    return peak(lambda: Epoch(method, network, data, device, batch_size)(), device)
+
+
+def bytes_of(network: Callable[[], nn.Module]) -> tuple[int, int]:
+    """Of the parameters, and of the running statistics."""
+    with torch.device("meta"):
+        model = network()
+    return tuple(sum(t.nbytes for t in tensors) for tensors in (model.parameters(), model.buffers()))
+
+
+def limit(method: Method, network: Callable[[], nn.Module], batch_size: int) -> int:
+    """Bytes that a method may hold above SGD."""
+    parameters, statistics = bytes_of(network)
+    table = 8 * STEPS * batch_size if method.alpha else 0
+    return COPIES[method] * parameters + statistics + table + SCALARS
+
+
+def measure(
+    name: str, network: Callable[[], nn.Module], device: str, batch_size: int = BATCH_SIZE
+) -> list[Row]:
+    sgd = peak_of(Method(0.0), network, batch_size, device)
+    rows = []
+    for method in COPIES:
+        extra = peak_of(method, network, batch_size, device) - sgd
+        row: Row = {
+            "suite": "memory",
+            "what": f"{method.name}, above SGD",
+            "size": f"{name}, {batch_size} images",
+            "columns": {},
+            "ratios": {},
+            "against": None,
+            "target": None,
+            "bytes": extra,
+            "note": None,
+            "copies_of_the_parameters": round(extra / bytes_of(network)[0], 4),
+            "SGD": sgd,
+        }
+        if not method.alpha:  # AUSAM's fewer activations would hide what it holds
+            ratio = limit(method, network, batch_size) / extra
+            row |= {"ratios": {"limit": {"median": ratio}}, "against": "limit", "target": 1.0}
+        rows.append(row)
+    return rows
+
+
+def run(device: str) -> list[Row]:
+    rows = measure("MLP", mlp, device) + measure("small CNN", small_cnn, device, 32)
+    if device == "cpu":
+        return rows + measure("ResNet-18, 1/4 width", partial(resnet18, width=16), device, 8)
+    return rows + [r for name, network in PAPERS.items() for r in measure(name, network, device)]
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    save(run(device), device)
+
+
+if __name__ == "__main__":
+    main()
