@@ -35,6 +35,10 @@ test-frameworks: .venv-frameworks/ready
 # Every figure of benchmarks/results, and what is drawn from them: the README's table and bench-results/.
 bench: .venv/with-test .venv/installed
 	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks
+	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.memory
+	-$(BIN)/python -m benchmarks.peers  # installs them from PyPI, into build/peers
 	$(BIN)/python -m benchmarks.report
 
 # Whether a compiled kernel lost a quarter of its lead over the reference: half a minute.
