@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-install test-cuda-build test-sanitized test-frameworks bench bench-gate lint format clean
+.PHONY: demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -24,9 +24,15 @@ test-install: .venv/with-test .venv/installed
 test-cuda-build: .venv/with-test .venv/installed
 	$(BIN)/pytest -m cuda_build -rP tests/test_cuda_build.py
 
-# The operators' tests on emulated CUDA kernels, with AddressSanitizer and UndefinedBehaviorSanitizer.
+# The operators' tests on the CPU kernels and on emulated CUDA kernels, with AddressSanitizer and
+# UndefinedBehaviorSanitizer.
 test-sanitized: .venv/with-test .venv/installed
 	$(BIN)/pytest -m sanitize -rP
+
+# Builds in place, tests and times the CUDA kernels on this machine's GPU, with the Python that is there and no
+# network: under 9 minutes. Needs pytest, hypothesis, pytest-benchmark, setuptools, pybind11 and ninja.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 # The bridges to frameworks and their examples, with the released packages, in an environment of their own.
 test-frameworks: .venv-frameworks/ready

@@ -1,11 +1,18 @@
 """Backends: every test that takes `backend` runs on the compiled and on the reference kernels, those of the
-operators on the CUDA kernels too."""
+operators on the emulated CUDA kernels too. Tests that take `device` run on the CPU, and on a GPU where the
+CUDA kernels are live.
+
+`pytest --backend=cuda -k cuda` runs all of them on a GPU, as `make gpu` does. With `--device=cpu` beside it
+the CPU stands in for the GPU, to try the tests themselves.
+"""
 
 import os
 import socket
+from functools import cache
 
 import pytest
 import torch
+from device_mode import DeviceKernels
 from emulation.build import build
 from emulation.library import Library
 from emulation.mode import EmulatedKernels
@@ -42,31 +49,69 @@ OPERATOR_TESTS = {
 }
 
 
+EMULATED = {"cuda-emulated": "", "cuda-emulated-long-tables": "-long-tables"}  # and what they are built as
+ON_DEVICE = ("cuda", "cuda-no-sync")
+GPU = torch.cuda.is_available() and ausam_ext.backends()["cuda"].kernels == "compiled"
+
+
+def pytest_addoption(parser):
+    backends = ("compiled", "reference", *EMULATED, *ON_DEVICE)
+    parser.addoption("--backend", choices=backends, help="run tests that take `backend` on this one alone")
+    parser.addoption("--device", choices=("cpu", "cuda"), help="where --backend=cuda runs")
+
+
+def pytest_configure(config):
+    if config.getoption("--backend") not in ON_DEVICE or config.getoption("--device") == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError(f"--backend=cuda: torch {torch.__version__} sees no NVIDIA GPU")
+    if not GPU:
+        raise pytest.UsageError(f"--backend=cuda: {ausam_ext.backends()['cuda'].reason}")
+
+
 def pytest_generate_tests(metafunc):
+    chosen, module = metafunc.config.getoption("--backend"), metafunc.module.__name__
     if "backend" in metafunc.fixturenames:
         names = ["reference"] if _FORCED else ["compiled", "reference"]
-        if not _FORCED and metafunc.module.__name__ in OPERATOR_TESTS:
-            names.append("cuda-emulated")
-        metafunc.parametrize("backend", names, indirect=True)
+        if not _FORCED and module in OPERATOR_TESTS:
+            names += list(EMULATED)[: 2 if module == "test_tensor_lists" else 1]
+        metafunc.parametrize("backend", [chosen] if chosen else names, indirect=True)
+    if "device" in metafunc.fixturenames:
+        devices = ["cpu", *(["cuda"] if GPU else [])]
+        if chosen:
+            devices = ["cuda"] if chosen in ON_DEVICE else ["cpu"]
+        metafunc.parametrize("device", devices, indirect=True)
+
+
+@pytest.fixture
+def device(request):
+    """Where the tensors of a test live: "cpu" or "cuda"."""
+    return request.config.getoption("--device") or request.param
 
 
 @pytest.fixture(scope="session")
 def emulated(request):
     # "races" also finds what no schedule shows; test_sanitized.py asks for the other variants.
     variant = os.environ.get("AUSAM_EMULATION", "races")
-    return Library(build(request.config.cache.mkdir("emulation"), variant))
+    folder = request.config.cache.mkdir("emulation")
+    return cache(lambda suffix: Library(build(folder, variant + suffix)))
 
 
 @pytest.fixture
 def backend(request):
-    """Which kernels serve: the compiled ones, the reference, or the CUDA kernels as emulated on the host."""
+    """Which kernels serve: the compiled ones, the reference, the CUDA kernels as emulated on the host, or
+    those of a GPU: with "cuda-no-sync", waiting for it is an error."""
     if request.param == _LIVE.kernels:
         yield request.param
     elif request.param == "reference":
         with _DefaultKernels():
             yield request.param
-    elif request.param == "cuda-emulated":
-        with EmulatedKernels(request.getfixturevalue("emulated")):
+    elif request.param in EMULATED:
+        with EmulatedKernels(request.getfixturevalue("emulated")(EMULATED[request.param])):
+            yield request.param
+    elif request.param in ON_DEVICE:
+        device = request.config.getoption("--device") or "cuda"
+        with DeviceKernels(device, synchronising=request.param == "cuda"):
             yield request.param
     else:
         pytest.fail(f"the compiled kernels are not live: {_LIVE.reason}")

@@ -182,6 +182,28 @@ def test_empty_lists(backend):
     ops.psf_reuse_([], [], 0.5)
 
 
+def test_lists_longer_than_a_table_of_pointers(backend):
+    """The norm goes over all launches, `norm_last` may begin in any of them."""
+    sizes = [1 + i % 5 for i in range(701)]
+    params, grads = ([torch.randn(n) for n in sizes] for _ in range(2))
+    before, backups = [p.clone() for p in params], [torch.empty_like(p) for p in params]
+    norm = ops.perturb_(params, grads, backups, RHO)
+    torch.testing.assert_close(norm.double(), exact_norm_of(grads), rtol=1e-6, atol=0)
+    for p, w, g in zip(params, before, grads, strict=True):
+        torch.testing.assert_close(p, w + RHO / (norm + 1e-12) * g)
+    ops.restore_(params, backups)
+    assert all(same_bits(p, w) for p, w in zip(params, before, strict=True))
+    for last in (1, 60, 701):
+        psf = [p.clone() for p in params]
+        norms = ops.psf_capture_(psf, grads, norm_last=last)
+        assert all(torch.equal(p, g - w) for p, g, w in zip(psf, grads, params, strict=True))
+        for norm, tensors in zip(norms, (psf, params), strict=True):
+            torch.testing.assert_close(norm.double(), exact_norm_of(tensors[-last:]), rtol=1e-6, atol=0)
+    ops.psf_reuse_(grads, params, 1.0)
+    for g, p, w in zip(grads, psf, before, strict=True):  # psf = g - w before
+        torch.testing.assert_close(g, p + 2 * w)
+
+
 def test_results_do_not_depend_on_the_number_of_threads(threads):
     params, grads = tensor_list(torch.float32), like(tensor_list(torch.float32), 1)
     results = []

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ VARIANTS = {
     # g++ announces all loads and stores; races.cpp listens in the place of ThreadSanitizer's runtime.
     "races": ["-ffp-contract=off", "-fsanitize=thread", "-DEMULATION_RACES"],
 }
+
+LONG_TABLES = "-long-tables"  # appended to a variant: as CUDA 12.1 and later compile list.cuh
 
 
 def compiler():
@@ -97,6 +100,29 @@ def build(folder, variant="plain"):
     )
 
 
+def build_cpu(name, sources, folder):
+    """A library of CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    import pybind11
+    import torch
+
+    at = Path(torch.__file__).parent
+    folder = Path(folder) / "cpu-asan"
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [p.read_text() for p in sorted(CSRC.rglob("*.h"))]
+    flags = [
+        *("-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", *VARIANTS["asan"]),
+        *("-isystem", at / "include", "-isystem", at / "include/torch/csrc/api/include"),
+        *("-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")),
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        *('-DAUSAM_BUILT_WITH_CUDA=""', '-DAUSAM_CUDA_ARCHS=""', '-DAUSAM_NO_CUDA="not of interest"'),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda s: _compile(s, folder, flags, headers), sources))
+    command = [compiler(), "-shared", "-fsanitize=address,undefined", *objects]
+    command += ["-L", at / "lib", "-ltorch_cpu", "-lc10"]
+    return _made(folder / f"{name}.so", _digest(command), lambda out: _run([*command, "-o", out]))
+
+
 def build_kernels(source, folder, variant="plain"):
     """A library of kernels that do without torch."""
     return _link(source.stem, [source], RUNTIME, folder, variant, ["-include", "cuda_runtime.h"], [])
@@ -105,8 +131,11 @@ def build_kernels(source, folder, variant="plain"):
 def _link(name, sources, runtime, folder, variant, flags, libraries):
     folder = Path(folder) / variant
     folder.mkdir(parents=True, exist_ok=True)
+    long_tables, variant = variant.endswith(LONG_TABLES), variant.removesuffix(LONG_TABLES)
     headers = [p.read_text() for at in (HERE, CSRC) for p in sorted(at.rglob("*.*h"))]
     common = [*FLAGS, *VARIANTS[variant], "-I", HERE]
+    if long_tables:
+        common.append("-DCUDART_VERSION=12010")
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(_compile, s, folder, [*common, *flags], headers) for s in sources]
         own = [f for f in common if f != "-fsanitize=thread"]  # the runtime is not watched

@@ -20,6 +20,10 @@ class Library:
         """The order in which threads and blocks run from now on."""
         self.c.emulation_set_schedule(kind, seed)
 
+    def scalars_on_host(self, value):
+        """Whether tensors of no dimension pass for ones of the CPU from now on."""
+        self.c.emulation_set_scalars_on_host(ctypes.c_bool(value))
+
     @property
     def launches(self):
         """Kernels that have been launched so far."""

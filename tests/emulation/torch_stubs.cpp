@@ -9,8 +9,11 @@
 
 EXPORT const char* emulation_error();
 
-// The tensors of the emulation are those of the CPU: Tensor::is_cuda() is true for them.
-EXPORT int32_t aoti_torch_device_type_cuda() { return 0; }
+// The tensors of the emulation are those of the CPU: Tensor::is_cuda() is true for them, unless a
+// test wants to see what the launchers do with a scalar that is not on the device.
+static bool scalars_on_host = false;
+EXPORT void emulation_set_scalars_on_host(bool value) { scalars_on_host = value; }
+EXPORT int32_t aoti_torch_device_type_cuda() { return scalars_on_host ? 1 : 0; }
 
 EXPORT int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
