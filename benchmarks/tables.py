@@ -39,10 +39,12 @@ REASONS = {
 
 
 def machines(folder: Path = RESULTS) -> dict[str, Suites]:
-    """The suites of each machine, by the name of its file; "cpu" first."""
+    """The suites of each machine, in the order of TITLES, by the name of its file; "cpu" first."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
     names = sorted(set(found) - {"demo", "gate"}, key=lambda name: (name != "cpu", name))
-    return {name: found[name] for name in names}
+    return {
+        name: {s: found[name][s] for s in {**TITLES, **found[name]} if s in found[name]} for name in names
+    }
 
 
 def description(machine: dict[str, Any]) -> str:

@@ -193,9 +193,10 @@ def test_readme_shows_the_figures_of_benchmarks_results():
 
 def test_readme_block_has_the_rows_with_a_target_and_a_line_for_each_that_misses_it(tmp_path):
     met, missed = made(ratio=2.5, target=2.0), made(ratio=1.5, target=2.0, note="Memory is full.")
-    harness.save([met, missed, made(ratio=7.0)], folder=tmp_path)
+    harness.save([made("memory"), met, missed, made(ratio=7.0)], folder=tmp_path)
     block = report.readme_block(tmp_path)
     assert "2.50 (2.50 to 2.50)" in block and "7.00" not in block
+    assert list(tables.machines(tmp_path)["cpu"]) == ["operators", "memory"]
     assert re.findall("^- .*$", block, re.MULTILINE) == [
         "- psf_reuse_, 100: 1.50 (1.50 to 1.50) times as fast as eager (target 2): Memory is full."
     ]
