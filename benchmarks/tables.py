@@ -28,12 +28,12 @@ BOUNDS = (*ASIDE, "ideal")  # what a row may lose to
 # Why an operator loses to a column.
 REASONS = {
     "psf_reuse_ / _foreach_add_": (
-        "both wait for memory; this asks first for the line that it only reads, which costs up to 4 % in one "
-        "thread and nothing where more threads saturate memory"
+        "both wait for memory; this asks first for the line that it only reads, which costs up to 7 % in one "
+        "thread and nothing where memory is saturated"
     ),
     "adlp_update_ / torch.compile": (
-        "compiled code adds to the table by atomics from all threads, so that rounding differs from run to "
-        "run; the kernel keeps the order of visits"
+        "compiled code takes the table's columns one after the other, with atomic additions from all threads, so "
+        "that rounding differs from run to run; the kernel keeps the order of visits"
     ),
 }
 
