@@ -32,8 +32,8 @@ REASONS = {
         "thread and nothing where memory is saturated"
     ),
     "adlp_update_ / torch.compile": (
-        "compiled code takes the table's columns one after the other, with atomic additions from all threads, so "
-        "that rounding differs from run to run; the kernel keeps the order of visits"
+        "compiled code takes the table's columns one after the other, with atomic additions from all threads, "
+        "so that rounding differs from run to run; the kernel keeps the order of visits"
     ),
 }
 
