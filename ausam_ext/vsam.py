@@ -86,8 +86,9 @@ class VSAM(SAM):
         self._taken = 0  # and how many of them took the second pass
         self._age = 0  # iterations since the PSF was taken, i - i*
         self._psf: list[Tensor | None] = [None] * len(self._params)
-        # gamma^(i - i*), or 0 for a PSF that is not finite; on the device, where a captured graph finds it.
-        self._decay = torch.zeros((), dtype=torch.float64)
+        # gamma^(i - i*), or 0 for a PSF that is not finite; on the device, where a captured graph finds it. Always
+        # float32: a checkpoint that is loaded in place keeps the dtype of where it goes.
+        self._decay = torch.zeros(())
         self._norms: tuple[Tensor, Tensor] | None = None  # ||PSF||, ||g_SGD|| of the last sample
         self._generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
         self._arguments = {
@@ -197,7 +198,7 @@ class VSAM(SAM):
             psf_norm, sgd_norm = psf_norm * unscale, sgd_norm * unscale
             for device in dict.fromkeys(t.device for t in old):
                 torch._foreach_mul_([t for t in old if t.device == device], unscale.to(device))
-        self._decay = whole.isfinite().double()
+        self._decay = whole.isfinite().float()
         self._norms = psf_norm, sgd_norm
 
     def reuse_(self) -> None:
@@ -333,7 +334,7 @@ class VSAM(SAM):
         self._iteration, self._step, self._taken, self._age = iteration, step, taken, age
         self._generator, self._psf = restored, held
         device = next((psf.device for psf in reversed(held) if psf is not None), "cpu")
-        self._decay = decay.to(device, torch.float64, copy=True)
+        self._decay = decay.to(device, torch.float32, copy=True)
 
 
 def _empty(p: nn.Parameter) -> Tensor:
