@@ -32,7 +32,7 @@ REASONS = {
         "thread and nothing where memory is saturated"
     ),
     "adlp_update_ / torch.compile": (
-        "compiled code takes the table's columns one after the other, with atomic additions from all threads, "
+        "compiled code takes the table's columns one after the other, by atomic additions of all threads, "
         "so that rounding differs from run to run; the kernel keeps the order of visits"
     ),
 }
