@@ -86,8 +86,8 @@ class VSAM(SAM):
         self._taken = 0  # and how many of them took the second pass
         self._age = 0  # iterations since the PSF was taken, i - i*
         self._psf: list[Tensor | None] = [None] * len(self._params)
-        # gamma^(i - i*), or 0 for a PSF that is not finite; on the device, where a captured graph finds it. Always
-        # float32: a checkpoint that is loaded in place keeps the dtype of where it goes.
+        # gamma^(i - i*), or 0 for a PSF that is not finite; on the device, where a captured graph finds it.
+        # Always float32: a checkpoint that is loaded in place keeps the dtype of where it goes.
         self._decay = torch.zeros(())
         self._norms: tuple[Tensor, Tensor] | None = None  # ||PSF||, ||g_SGD|| of the last sample
         self._generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
