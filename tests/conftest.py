@@ -16,6 +16,7 @@ from device_mode import DeviceKernels
 from emulation.build import build
 from emulation.library import Library
 from emulation.mode import EmulatedKernels
+from helpers import OPERATOR_TESTS
 from hypothesis import HealthCheck, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,15 +41,6 @@ class _DefaultKernels(TorchDispatchMode):
 
 _LIVE = ausam_ext.backends()["cpu"]
 _FORCED = "AUSAM_EXT_BACKEND" in _LIVE.reason  # a run on the reference alone: test_backend.py starts one
-OPERATOR_TESTS = {
-    "test_sampling",
-    "test_statistics",
-    "test_tensor_lists",
-    "test_operator_contract",
-    "test_bad_input",
-}
-
-
 EMULATED = {"cuda-emulated": "", "cuda-emulated-long-tables": "-long-tables"}  # and what they are built as
 ON_DEVICE = ("cuda", "cuda-no-sync")
 GPU = torch.cuda.is_available() and ausam_ext.backends()["cuda"].kernels == "compiled"
@@ -135,3 +127,13 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+@pytest.fixture
+def dynamo_unharmed():
+    """For tests in which Dynamo traces backward(): that writes the source of a missing .grad into the one
+    constant which it has for None, and makes it fail in what it compiles later outside this mode."""
+    from torch._dynamo.variables import constant  # slow to import
+
+    yield
+    constant.CONSTANT_VARIABLE_NONE.source = None

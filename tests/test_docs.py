@@ -11,7 +11,7 @@ PAGES = sorted(ROOT.glob("docs/*.md"))
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_code_runs(page, monkeypatch, tmp_path):
+def test_code_runs(page, monkeypatch, tmp_path, dynamo_unharmed):
     """Blocks marked ```python, all in one namespace; what cannot run alone (torchrun, a GPU) is ```py."""
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": page.stem}

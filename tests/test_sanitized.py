@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import OPERATOR_TESTS
 from emulation.build import CSRC, build_cpu, sanitized_environment
+from helpers import OPERATOR_TESTS
 
 pytestmark = pytest.mark.sanitize
 HERE = Path(__file__).parent
