@@ -225,6 +225,9 @@ class VSAM(SAM):
 
             (sampled_graph if vsam.decide() else reuse_graph).replay()
             vsam.replayed()
+
+        Capture the sampled step first, then the other one, and replay it first too: in a graph the PSF has
+        memory of its own, which only the sampled graph fills. An iteration of the warm-up is a sampled one.
         """
         self.sampled, self._ended = self.decide(), True
         self._count()

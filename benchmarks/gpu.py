@@ -27,6 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "checks"
 LOGS = ROOT / "build" / "gpu"
 OPERATORS = ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input", "device_operators")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SUITES = ("memory", "steps", "scaling", "report")
 ERRORS_FOUND = 86  # the exit status that compute-sanitizer is asked for
 
 Outcome = dict[str, Any]
@@ -104,6 +105,7 @@ def steps() -> list[list[Step]]:
                 100,
             )
         ],
+        *([Step(suite, [sys.executable, "-m", f"benchmarks.{suite}"], 100)] for suite in SUITES),
     ]
 
 
