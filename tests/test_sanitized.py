@@ -15,24 +15,15 @@ pytestmark = pytest.mark.sanitize
 HERE = Path(__file__).parent
 
 
-def operators_pass(*options, **environment):
-    run = subprocess.run(
+def start(*options, **environment):
+    return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", *options, *(f"{t}.py" for t in sorted(OPERATOR_TESTS))],
         cwd=HERE,
         env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=1200,
     )
-    print(run.stdout[-200:])
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
-    assert " passed" in run.stdout and "failed" not in run.stdout
-
-
-@pytest.mark.parametrize("variant", ["asan", "contracted"])
-def test_emulated_kernels(variant):
-    environment = sanitized_environment() if variant == "asan" else {}
-    operators_pass("-k", "cuda-emulated", **{**environment, "AUSAM_EMULATION": variant})
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +31,30 @@ def folder(request):
     return request.config.cache.mkdir("sanitized")
 
 
-def test_cpu_kernels(folder):
-    """All but the test that starts a compiler, which would run under the sanitizer."""
+@pytest.fixture(scope="module")
+def runs(folder):
+    """All at once: each takes minutes, of one processor."""
+    emulated = ("-k", "cuda-emulated and not long-tables")
     library = build_cpu("ausam_cpu", [CSRC / "module.cpp", *sorted(CSRC.glob("cpu/*.cpp"))], folder)
-    options = ("-p", "sanitized_kernels", "--backend=compiled", "-k", "not inductor")
-    operators_pass(*options, **{**sanitized_environment(), "AUSAM_CPU_KERNELS": str(library)})
+    # Without the test that starts a compiler, which would run under the sanitizer.
+    compiled = ("-p", "sanitized_kernels", "--backend=compiled", "-k", "not inductor")
+    started = {
+        "emulated, sanitized": start(*emulated, **sanitized_environment(), AUSAM_EMULATION="asan"),
+        "emulated, contracted": start(*emulated, AUSAM_EMULATION="contracted"),
+        "CPU, sanitized": start(*compiled, **sanitized_environment(), AUSAM_CPU_KERNELS=str(library)),
+    }
+    yield started
+    for run in started.values():
+        run.kill()
+        run.communicate()
+
+
+@pytest.mark.parametrize("kernels", ["emulated, sanitized", "emulated, contracted", "CPU, sanitized"])
+def test_operators_pass_on(runs, kernels):
+    output, _ = runs[kernels].communicate(timeout=1200)
+    print(output[-200:])
+    assert runs[kernels].returncode == 0, output[-8000:]
+    assert " passed" in output and "failed" not in output
 
 
 FAULT = """
