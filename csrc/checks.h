@@ -71,11 +71,13 @@ inline void check_floating(const std::vector<Tensor>& list, const char* what) {
   for (auto& t : list) STD_TORCH_CHECK(is_floating(t.scalar_type()), what, ": floating point");
 }
 
-inline void check_rho(double rho) {
+inline void check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                          const std::vector<Tensor>& backups, double rho,
+                          const std::optional<Tensor>& norm) {
+  check_floating(params, "perturb_: params");
+  check_pairs(params, grads, "perturb_: params and grads");
+  check_pairs(params, backups, "perturb_: params and backups");
   STD_TORCH_CHECK(rho >= 0 && std::isfinite(rho), "rho: finite and not below 0");
-}
-
-inline void check_norm(const std::optional<Tensor>& norm, const std::vector<Tensor>& params) {
   if (!norm) return;
   STD_TORCH_CHECK(is_table(norm->scalar_type()) && norm->dim() == 0, "norm: one float");
   if (!params.empty()) check_same_device(*norm, params[0], "norm");

@@ -33,11 +33,7 @@ Tensor squared_norms_of(const DenseList& w, const DenseList& g,
 
 Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
                 double rho, bool adaptive, std::optional<Tensor> given) {
-  check_floating(params, "perturb_: params");
-  check_pairs(params, grads, "perturb_: params and grads");
-  check_pairs(params, backups, "perturb_: params and backups");
-  check_rho(rho);
-  check_norm(given, params);
+  check_perturb(params, grads, backups, rho, given);
   NoGrad no_grad;
   DenseList w(params), g(grads, w), saved(backups, w);
   auto devices = by_device(w.tensors());
