@@ -212,7 +212,9 @@ def number(size: str) -> float:
 
 def plain_log(axis: matplotlib.axis.Axis) -> None:
     """1, 10, 100 in place of powers."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1e6:,.10g} M" if value >= 1e6 else f"{value:,.10g}")
+    )
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -8,6 +8,14 @@ namespace ausam::cpu {
 namespace {
 
 constexpr int64_t kMaxRanges = 16;  // every thread reads all indices: more ranges stop paying
+constexpr int64_t kAhead = 24;      // visits from asking for memory to changing it
+
+template <class T>
+void ask_for(T& place) {
+#ifdef __GNUC__
+  __builtin_prefetch(&place, 1);
+#endif
+}
 
 template <class L>
 acc_t<L> dlp_of(L loss, L loss_perturbed) {
@@ -38,8 +46,11 @@ Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
 template <class T, class I, class L>
 void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector<I> index,
              Vector<L> loss, Vector<L> loss_perturbed, int64_t n) {
-  auto visit = [&](int64_t first, int64_t last, auto&& record) {
+  auto visit = [&](int64_t first, int64_t last, auto&& record, auto&&... columns) {
+    int64_t asked = n < kGrain ? 0 : n - kAhead;  // few visits find the table in the cache
     for (int64_t j = 0; j < n; ++j) {
+      if (j < asked)
+        if (int64_t i = index[j + kAhead]; i >= first && i < last) (ask_for(columns[i]), ...);
       int64_t i = index[j];
       if (i < first || i >= last) continue;
       T d = static_cast<T>(dlp_of(loss[j], loss_perturbed[j]));
@@ -51,15 +62,18 @@ void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector
   auto tally = [&](int64_t i, T, bool finite) { count[i] += finite; };
   int64_t threads = n < kGrain ? 1 : torch::stable::get_num_threads();
   if (threads == 1)
-    return visit(0, num_samples, [&](int64_t i, T d, bool finite) {
-      add(i, d, finite);
-      tally(i, d, finite);
-    });
+    return visit(
+        0, num_samples,
+        [&](int64_t i, T d, bool finite) {
+          add(i, d, finite);
+          tally(i, d, finite);
+        },
+        total, count);
   int64_t ranges = std::clamp<int64_t>(threads / 2, 1, kMaxRanges);
   torch::stable::parallel_for(0, 2 * ranges, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       int64_t r = task / 2, first = num_samples * r / ranges, last = num_samples * (r + 1) / ranges;
-      task % 2 ? visit(first, last, tally) : visit(first, last, add);
+      task % 2 ? visit(first, last, tally, count) : visit(first, last, add, total);
     }
   });
 }
