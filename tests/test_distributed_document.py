@@ -15,7 +15,9 @@ def test_code_runs(tmp_path):
 
 def test_the_script_runs_under_torchrun(tmp_path):
     script = re.search(r"```py\n(.*?)```", document.DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "train.py").write_text(script.group(1))
+    # A process that ends right after its last reduction can abort: gloo's threads then still hold its tensors
+    # (PyTorch pull request 179291, shown by plain DDP too). A second is enough for them to let go.
+    (tmp_path / "train.py").write_text(script.group(1) + "import time\ntime.sleep(1)\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
