@@ -69,7 +69,10 @@ def accuracy_and_cost(ax: Axes, rows: Sequence[Row]) -> None:
     ax.legend(
         [handles[row.method] for row in rows],
         [row.method for row in rows],
-        loc="best",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),  # beneath: within, it would hide an error bar
+        ncols=4,
+        frameon=False,
     )
 
 
