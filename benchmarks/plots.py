@@ -212,9 +212,13 @@ def number(size: str) -> float:
 
 def plain_log(axis: matplotlib.axis.Axis) -> None:
     """1, 10, 100 in place of powers."""
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1e6:,.10g} M" if value >= 1e6 else f"{value:,.10g}")
-    )
+
+    def plain(value: float, _: int) -> str:
+        if value >= 1e4:
+            return f"{value / 1e6:,.10g} M" if value >= 1e6 else f"{value / 1e3:,.10g} k"
+        return f"{value:,.10g}"
+
+    axis.set_major_formatter(FuncFormatter(plain))
     axis.set_minor_formatter(NullFormatter())
 
 
