@@ -1,4 +1,4 @@
-"""The fused operators: schemas, and the functions to call.
+"""The fused operators: the functions to call.
 
 Each is also ``torch.ops.ausam_ext.<name>``. Its plain-PyTorch form in :mod:`ausam_ext.reference` is the
 ``default`` kernel; compiled kernels take over on the devices that have one (:func:`ausam_ext.backends`).
@@ -8,87 +8,14 @@ version counters, so that autograd notices. ``ValueError``, ``TypeError`` and ``
 anything is changed and name the argument, its value and what is accepted.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import backend, checks, reference
-
-_LIBRARY = torch.library.Library("ausam_ext", "DEF")
-_SCHEMAS = """
-dlp(Tensor loss, Tensor loss_perturbed) -> Tensor
-adlp_update_(Tensor(a!) total, Tensor(b!) count, Tensor index, Tensor loss, Tensor loss_perturbed, *, Tensor(c!)? invalid=None) -> ()
-subset_sample(Tensor scores, int k, *, float s_min, float s_max, Tensor noise) -> Tensor
-adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None) -> Tensor
-sliced_variance(Tensor norms, int slices) -> Tensor
-perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, Tensor? norm=None) -> Tensor
-restore_(Tensor(a!)[] params, Tensor[] backups) -> ()
-psf_capture_(Tensor(a!)[] psf, Tensor[] grads, *, int? norm_last=None) -> (Tensor psf_norm, Tensor sgd_norm)
-psf_reuse_(Tensor(a!)[] grads, Tensor[] psf, Tensor scale) -> ()
-"""  # noqa: E501
-
-
-def _scalar(tensors: Sequence[Tensor]) -> Tensor:
-    device = tensors[0].device if tensors else None
-    return torch.empty((), dtype=reference.accumulation_dtype(tensors), device=device)
-
-
-def _positions(rows: Tensor, k: int) -> Tensor:
-    return rows.new_empty((*rows.shape[:-1], k), dtype=torch.int64)
-
-
-# What tracing sees in place of a result.
-_FAKE: dict[str, Callable[..., Any]] = {
-    "dlp": lambda loss, _: loss.new_empty(loss.shape, dtype=reference.accumulation_dtype([loss])),
-    "adlp_update_": lambda *_, **__: None,
-    "subset_sample": lambda scores, k, **_: _positions(scores, k),
-    "adlp_sample": lambda total, count, index, k, **_: _positions(index, k),
-    "sliced_variance": lambda norms, _: norms.new_empty(()),
-    "perturb_": lambda params, *_, **__: _scalar(params),
-    "restore_": lambda *_: None,
-    "psf_capture_": lambda psf, *_, **__: (_scalar(psf), _scalar(psf)),
-    "psf_reuse_": lambda *_: None,
-}
-
-
-def _define(schema: str) -> None:
-    _LIBRARY.define(schema)
-    name = schema[: schema.index("(")]
-    check, kernel, fake = getattr(checks, name), getattr(reference, name), _FAKE[name]
-
-    def default(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        with torch.no_grad():
-            return kernel(*args, **kwargs)
-
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        return fake(*args, **kwargs)
-
-    _LIBRARY.impl(name, default, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")  # no gradient flows
-    torch.library.register_fake(f"ausam_ext::{name}", traced, lib=_LIBRARY)
-
-
-for _schema in _SCHEMAS.strip().splitlines():
-    _define(_schema)
-backend.load()
-_OPS = {
-    s[: s.index("(")]: getattr(torch.ops.ausam_ext, s[: s.index("(")]).default
-    for s in _SCHEMAS.split("\n")
-    if s
-}
-
-
-def _call(name: str, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return _OPS[name](*args, **kwargs)
-    except RuntimeError:
-        getattr(checks, name)(*args, **kwargs)  # says what is wrong, where the arguments are
-        raise
+from . import checks
+from .library import call
 
 
 def dlp(loss: Tensor, loss_perturbed: Tensor) -> Tensor:
@@ -107,7 +34,7 @@ def dlp(loss: Tensor, loss_perturbed: Tensor) -> Tensor:
         TypeError: not a tensor, or another dtype.
         ValueError: shapes or devices differ.
     """
-    return _call("dlp", loss, loss_perturbed)
+    return call("dlp", loss, loss_perturbed)
 
 
 def adlp_update_(
@@ -143,7 +70,7 @@ def adlp_update_(
         IndexError: without ``invalid``, on the CPU: an entry of ``index`` is outside the table. (On CUDA such
             entries are skipped: to raise would be to synchronise.)
     """
-    _call("adlp_update_", total, count, index, loss, loss_perturbed, invalid=invalid)
+    call("adlp_update_", total, count, index, loss, loss_perturbed, invalid=invalid)
     increment_version((total, count) if invalid is None else (total, count, invalid))
 
 
@@ -183,7 +110,7 @@ def subset_sample(
     if noise is None:
         checks.subset_sample(scores, k, s_min=s_min, s_max=s_max)
         noise = _exponential(scores, generator)
-    return _call("subset_sample", scores, k, s_min=s_min, s_max=s_max, noise=noise)
+    return call("subset_sample", scores, k, s_min=s_min, s_max=s_max, noise=noise)
 
 
 def adlp_sample(
@@ -219,7 +146,7 @@ def adlp_sample(
     if noise is None:
         checks.adlp_sample(total, count, index, k, s_min=s_min, s_max=s_max, invalid=invalid)
         noise = _exponential(index, generator)
-    positions = _call(
+    positions = call(
         "adlp_sample", total, count, index, k, s_min=s_min, s_max=s_max, noise=noise, invalid=invalid
     )
     if invalid is not None:
@@ -248,7 +175,7 @@ def sliced_variance(norms: Tensor, slices: int) -> Tensor:
         TypeError: another type or dtype.
         ValueError: fewer than ``2 * slices`` values, more than one dimension, ``slices`` below 1.
     """
-    return _call("sliced_variance", norms, slices)
+    return call("sliced_variance", norms, slices)
 
 
 def perturb_(
@@ -282,7 +209,7 @@ def perturb_(
     Raises:
         TypeError, ValueError: a list, a tensor of it or ``rho`` does not fit.
     """
-    used = _call("perturb_", params, grads, backups, rho, adaptive=adaptive, norm=norm)
+    used = call("perturb_", params, grads, backups, rho, adaptive=adaptive, norm=norm)
     increment_version((*params, *backups))
     return used
 
@@ -300,7 +227,7 @@ def restore_(params: Sequence[Tensor], backups: Sequence[Tensor]) -> None:
     Raises:
         TypeError, ValueError: a list or a tensor of it does not fit.
     """
-    _call("restore_", params, backups)
+    call("restore_", params, backups)
     increment_version(params)
 
 
@@ -325,7 +252,7 @@ def psf_capture_(
         TypeError, ValueError: a list or a tensor of it does not fit, ``norm_last`` is not from 1 to its
             length.
     """
-    norms = _call("psf_capture_", psf, grads, norm_last=norm_last)
+    norms = call("psf_capture_", psf, grads, norm_last=norm_last)
     increment_version(psf)
     return norms
 
@@ -348,5 +275,5 @@ def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: float | Te
     if not isinstance(scale, Tensor):
         value = checks.number("scale", scale, "a finite number", lambda v: True)
         scale = torch.full((), value, dtype=torch.float64)
-    _call("psf_reuse_", grads, psf, scale)
+    call("psf_reuse_", grads, psf, scale)
     increment_version(grads)
