@@ -211,7 +211,13 @@ class VSAM(SAM):
             for p, psf in zip(self._params, self._psf, strict=True)
             if p.grad is not None and psf is not None
         ]
-        if pairs and self._age < self.max_reuse and self.gamma > 0:
+        capturing = self._capturing()
+        if capturing and not pairs:
+            raise RuntimeError(
+                "reuse_(): there is no PSF to capture; capture the step with perturbed() first"
+            )
+        # In a graph it is replayed() that ends the reuse, whatever the age is at the capture.
+        if pairs and self.gamma > 0 and (capturing or self._age < self.max_reuse):
             self._decay.mul_(self.gamma)
             scale = self._decay if self.scaler is None else self.scaler.scale(self._decay)
             grads, psf = self._local([g for g, _ in pairs]), self._local([psf for _, psf in pairs])
@@ -253,12 +259,18 @@ class VSAM(SAM):
         return loss, None
 
     def _end(self, sampled: bool) -> None:
-        if self._decay.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self._capturing():
             return  # nothing ran: replayed() ends the iterations that do
         self.sampled, self._ended = sampled, True
+        if not torch.compiler.is_compiling():  # else the next call counts: no graph could
+            self._count()
+
+    def _capturing(self) -> bool:
+        """Whether what is called now goes into a CUDA graph and does not run."""
+        return self._params[-1].is_cuda and torch.cuda.is_current_stream_capturing()
 
     def _count(self) -> None:
-        """Counts the iteration that has ended; not at its end, which may be in a compiled graph."""
+        """Counts the iteration that has ended, once."""
         if not self._ended:
             return
         if self.sampled and self._norms is not None:

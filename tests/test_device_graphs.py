@@ -181,19 +181,21 @@ class VSAMTraining(Training):
         self.sampled_step() if self.vsam.decide() else self.reuse_step()
 
 
-def test_both_vsam_steps(device, monkeypatch):
-    """The host decides; each decision is a graph. The PSF and its decay pass from one to the other."""
+@pytest.mark.parametrize("reused", [0, 5], ids=["PSF in use", "PSF used up"])
+def test_both_vsam_steps(device, monkeypatch, reused):
+    """The host decides; each decision is a graph. The PSF and its decay pass from one to the other, however
+    old the PSF is that the capture finds."""
     eager, graphed = VSAMTraining(device), VSAMTraining(device)
     for training in (eager, graphed):
         training.load(0)
         warm_up(training.step, device, times=20)
-    (done, *_), _ = (t.vsam.state_dict()["progress"] for t in (graphed, eager))
-    if device == "cpu":  # where these calls run, they do not end an iteration either
-        monkeypatch.setattr(graphed.vsam, "_end", lambda sampled: None)
+        warm_up(training.reuse_step, device, times=reused)
+    if device == "cpu":  # where these calls run, but are taken for captured ones
+        monkeypatch.setattr(graphed.vsam, "_capturing", lambda: True)
     sampled, _ = capture(graphed.sampled_step, device)
     reuse, _ = capture(graphed.reuse_step, device)
     # The first replay has to be a sampled one: what a capture holds is not computed.
-    graphed.vsam.warmup_steps = eager.vsam.warmup_steps = done + 1
+    graphed.vsam.warmup_steps = eager.vsam.warmup_steps = 20 + reused + 1
     decisions = []
     for i in range(STEPS):
         decision = graphed.vsam.decide()
@@ -207,3 +209,13 @@ def test_both_vsam_steps(device, monkeypatch):
         assert all(map(same_bits, graphed.state(), eager.state())), i
     assert decisions[0] and 5 < sum(decisions) < STEPS - 5
     assert graphed.vsam.controller.s == eager.vsam.controller.s != 4
+
+
+def test_reuse_is_not_captured_before_there_is_a_psf(device, monkeypatch):
+    """The graph would be plain SGD for ever."""
+    training = VSAMTraining(device)
+    training.load(0)
+    if device == "cpu":
+        monkeypatch.setattr(training.vsam, "_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"no PSF to capture; capture the step with perturbed\(\) first"):
+        capture(training.reuse_step, device)[0]()
