@@ -82,16 +82,11 @@ struct AddDoubles {
   __device__ double operator()(double a, double b) const { return a + b; }
 };
 
+// By one block, in an order that depends on its size alone.
 __device__ inline double sum_of(const double* partial, int64_t n) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];
   return reduce(sum, AddDoubles{});
-}
-
-// One block: sums[j] = the sum of the j-th of blockIdx.x rows of `partial`.
-static __global__ void sum_partials(const double* partial, int64_t n, double* sums) {
-  double sum = sum_of(partial + blockIdx.x * n, n);
-  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 }  // namespace ausam::cuda

@@ -76,15 +76,18 @@ inline Tensor doubles(const Tensor& like, int64_t n) {
 
 inline double* data(const Tensor& t) { return static_cast<double*>(t.data_ptr()); }
 
-// Sums that lie on several devices, each [rows], side by side on the first: [rows, devices].
-inline Tensor gathered(const std::vector<Tensor>& sums) {
-  if (sums.size() == 1) return sums[0];
-  int64_t rows = sums[0].numel(), n = static_cast<int64_t>(sums.size());
-  Tensor all = doubles(sums[0], rows * n);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < n; ++d) {
-      Tensor sum = sums[d], slot = torch::stable::narrow(all, 0, r * n + d, 1);
-      torch::stable::copy_(slot, torch::stable::narrow(sum, 0, r, 1));
+// Partial sums that lie on several devices, each [rows, its blocks], side by side on the first.
+inline Tensor gathered(const std::vector<Tensor>& partials, int64_t rows) {
+  if (partials.size() == 1) return partials[0];
+  int64_t columns = 0;
+  for (auto& p : partials) columns += p.numel() / rows;
+  Tensor all = doubles(partials[0], rows * columns);
+  for (int64_t r = 0, at = 0; r < rows; ++r)
+    for (Tensor p : partials) {
+      int64_t n = p.numel() / rows;
+      Tensor slot = torch::stable::narrow(all, 0, at, n);
+      torch::stable::copy_(slot, torch::stable::narrow(p, 0, r * n, n));
+      at += n;
     }
   return all;
 }

@@ -5,16 +5,15 @@
 namespace ausam::cuda {
 namespace {
 
-// ||g||^2 of every device, on the first of them.
+// ||g||^2 in parts, one for each block, on the first device.
 Tensor squared_norms_of(const DenseList& w, const DenseList& g,
                         const std::vector<OnDevice>& devices, bool adaptive) {
-  std::vector<Tensor> sums;
+  std::vector<Tensor> partials;
   for (auto& d : devices) {
     const Tensor& here = w[d.groups[0].members[0]];
     DeviceOf device(here);
-    int64_t blocks = count_blocks(d, w.tensors());
-    Tensor partial = doubles(here, blocks);
-    double* next = data(partial);
+    partials.push_back(doubles(here, count_blocks(d, w.tensors())));
+    double* next = data(partials.back());
     for (auto& group : d.groups)
       dispatch_floating(group.type, [&](auto t) {
         using T = decltype(t);
@@ -24,11 +23,8 @@ Tensor squared_norms_of(const DenseList& w, const DenseList& g,
           next += n;
         });
       });
-    sums.push_back(doubles(here, 1));
-    device.launch(sum_partials, 1, kListThreads, kScratch, data(partial), blocks,
-                  data(sums.back()));
   }
-  return gathered(sums);
+  return gathered(partials, 1);
 }
 
 Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
@@ -50,7 +46,7 @@ Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
   Tensor norm = torch::stable::new_empty(first, {}, type), scale = doubles(first, 1);
   dispatch_table(type, [&](auto t) {
     using N = decltype(t);
-    DeviceOf(first).launch(finish_norm<N>, 1, 32, kScratch, data(sums), sums.numel(),
+    DeviceOf(first).launch(finish_norm<N>, 1, kListThreads, kScratch, data(sums), sums.numel(),
                            given.has_value(), rho, static_cast<N*>(norm.data_ptr()), data(scale));
   });
 

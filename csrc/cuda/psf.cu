@@ -5,7 +5,7 @@
 namespace ausam::cuda {
 namespace {
 
-// The norms of the PSF and of the SGD gradient from their squares: [2, n] side by side.
+// The norms of the PSF and of the SGD gradient from the parts of their squares, [2, n]. One block.
 template <class N>
 __global__ void finish_norms(const double* sums, int64_t n, N* psf_norm, N* sgd_norm) {
   double psf = sum_of(sums, n), sgd = sum_of(sums + n, n);
@@ -28,13 +28,13 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
     return {torch::stable::new_zeros(psf.at(0), {}, type),
             torch::stable::new_zeros(psf.at(0), {}, type)};
 
-  std::vector<Tensor> sums;
+  std::vector<Tensor> partials;
   for (auto& d : devices) {
     const Tensor& here = p[d.groups[0].members[0]];
     DeviceOf device(here);
     int64_t blocks = count_blocks(d, p.tensors());
-    Tensor partial = doubles(here, 2 * blocks);
-    double* next = data(partial);
+    partials.push_back(doubles(here, 2 * blocks));
+    double* next = data(partials.back());
     for (auto& group : d.groups)
       dispatch_floating(group.type, [&](auto t) {
         using T = decltype(t);
@@ -50,18 +50,15 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
           before += list.tensors;
         });
       });
-    sums.push_back(doubles(here, 2));
-    device.launch(sum_partials, 2, kListThreads, kScratch, data(partial), blocks,
-                  data(sums.back()));
   }
 
   const Tensor& first = p[devices[0].groups[0].members[0]];
-  Tensor all = gathered(sums);
+  Tensor sums = gathered(partials, 2);
   Tensor psf_norm = torch::stable::new_empty(first, {}, type);
   Tensor sgd_norm = torch::stable::new_empty(first, {}, type);
   dispatch_table(type, [&](auto t) {
     using N = decltype(t);
-    DeviceOf(first).launch(finish_norms<N>, 1, 32, kScratch, data(all), all.numel() / 2,
+    DeviceOf(first).launch(finish_norms<N>, 1, kListThreads, kScratch, data(sums), sums.numel() / 2,
                            static_cast<N*>(psf_norm.data_ptr()),
                            static_cast<N*>(sgd_norm.data_ptr()));
   });

@@ -1,9 +1,7 @@
 // subset_sample and adlp_sample: AUSAM Eq. 7 and 8 over rows, bit for bit as
 // ausam_ext/reference.py.
 //
-// One block takes a row of up to kBlockRow scores in one launch. Longer rows are shared by many
-// blocks: score_range, row_keys, three times narrow (a radix search over the keys' bits), then
-// count and emit.
+// One block takes a row of up to kBlockRow scores in one launch; sample_large.cuh has longer ones.
 #pragma once
 
 #include "block.cuh"

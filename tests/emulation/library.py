@@ -24,6 +24,10 @@ class Library:
         """Whether tensors of no dimension pass for ones of the CPU from now on."""
         self.c.emulation_set_scalars_on_host(ctypes.c_bool(value))
 
+    def two_devices(self, value):
+        """Whether from now on tensors of an odd number of elements pass for ones of another device."""
+        self.c.emulation_set_two_devices(ctypes.c_bool(value))
+
     @property
     def launches(self):
         """Kernels that have been launched so far."""

@@ -8,12 +8,24 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT const char* emulation_error();
+extern "C" int32_t aoti_torch_get_numel(void* tensor, int64_t* numel);
 
 // The tensors of the emulation are those of the CPU: Tensor::is_cuda() is true for them, unless a
 // test wants to see what the launchers do with a scalar that is not on the device.
 static bool scalars_on_host = false;
 EXPORT void emulation_set_scalars_on_host(bool value) { scalars_on_host = value; }
 EXPORT int32_t aoti_torch_device_type_cuda() { return scalars_on_host ? 1 : 0; }
+
+// Which device a tensor lives on: one for all, unless a test asks for two, where it is by the
+// number of elements, so that what belongs together stays so.
+static bool two_devices = false;
+EXPORT void emulation_set_two_devices(bool value) { two_devices = value; }
+EXPORT int32_t aoti_torch_get_device_index(void* tensor, int32_t* index) {
+  int64_t elements = 0;
+  aoti_torch_get_numel(tensor, &elements);
+  *index = two_devices && elements % 2;
+  return 0;
+}
 
 EXPORT int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
