@@ -181,21 +181,19 @@ class VSAMTraining(Training):
         self.sampled_step() if self.vsam.decide() else self.reuse_step()
 
 
-@pytest.mark.parametrize("reused", [0, 5], ids=["PSF in use", "PSF used up"])
-def test_both_vsam_steps(device, monkeypatch, reused):
-    """The host decides; each decision is a graph. The PSF and its decay pass from one to the other, however
-    old the PSF is that the capture finds."""
+def test_both_vsam_steps(device, monkeypatch):
+    """The host decides; each decision is a graph. The PSF and its decay pass from one to the other."""
     eager, graphed = VSAMTraining(device), VSAMTraining(device)
     for training in (eager, graphed):
         training.load(0)
         warm_up(training.step, device, times=20)
-        warm_up(training.reuse_step, device, times=reused)
+        warm_up(training.reuse_step, device, times=5)  # the PSF that the capture finds is used up
     if device == "cpu":  # where these calls run, but are taken for captured ones
         monkeypatch.setattr(graphed.vsam, "_capturing", lambda: True)
     sampled, _ = capture(graphed.sampled_step, device)
     reuse, _ = capture(graphed.reuse_step, device)
     # The first replay has to be a sampled one: what a capture holds is not computed.
-    graphed.vsam.warmup_steps = eager.vsam.warmup_steps = 20 + reused + 1
+    graphed.vsam.warmup_steps = eager.vsam.warmup_steps = 20 + 5 + 1
     decisions = []
     for i in range(STEPS):
         decision = graphed.vsam.decide()
@@ -209,6 +207,25 @@ def test_both_vsam_steps(device, monkeypatch, reused):
         assert all(map(same_bits, graphed.state(), eager.state())), i
     assert decisions[0] and 5 < sum(decisions) < STEPS - 5
     assert graphed.vsam.controller.s == eager.vsam.controller.s != 4
+
+
+def test_what_is_captured_reuses_a_psf_of_any_age(monkeypatch):
+    """Else a capture after max_reuse iterations without a sample would hold plain SGD."""
+    training = VSAMTraining("cpu")
+    training.load(0)
+    training.sampled_step()
+    warm_up(training.reuse_step, "cpu", times=4)
+    psf = training.vsam.state_dict()["psf"]
+    for capturing in (False, True):
+        monkeypatch.setattr(training.vsam, "_capturing", lambda capturing=capturing: capturing)
+        training.optimizer.zero_grad()
+        training.losses().mean().backward()
+        before = [p.grad.clone() for p in training.model.parameters()]
+        decay = training.vsam.state_dict()["decay"] * training.vsam.gamma
+        training.vsam.reuse_()
+        for p, g, change in zip(training.model.parameters(), before, psf, strict=True):
+            torch.testing.assert_close(p.grad, g + decay * change if capturing else g, rtol=1e-6, atol=1e-8)
+    assert decay > 0.4 and max(change.abs().max() for change in psf) > 1e-3
 
 
 def test_reuse_is_not_captured_before_there_is_a_psf(device, monkeypatch):
