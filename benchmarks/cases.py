@@ -84,7 +84,7 @@ class Case:
         return calls
 
 
-def measure(case: Case, device: str = "cpu", *, rounds: int = 30, seconds: float = 3.0) -> Row:
+def measure(case: Case, device: str = "cpu", *, rounds: int = 30, seconds: float) -> Row:
     """The case's row of the suite "operators"."""
     columns = case.columns(device)
     samples = compare(columns, rounds=rounds, seconds=seconds, device=device)

@@ -27,7 +27,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "checks"
 LOGS = ROOT / "build" / "gpu"
 OPERATORS = ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input", "device_operators")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SUITES = ("memory", "steps", "scaling", "report")
+SUITES = ("memory", "scaling", "steps", "report")
+SECONDS = "{seconds}"  # in a command: how many the step may take
 ERRORS_FOUND = 86  # the exit status that compute-sanitizer is asked for
 
 Outcome = dict[str, Any]
@@ -61,7 +62,7 @@ def sanitizer() -> str:
 
 
 def steps() -> list[list[Step]]:
-    """What is done, in order; the steps of one list at the same time."""
+    """What is done, in order; the steps of one list at the same time, those that are timed alone."""
     on_gpu = ("--backend=cuda", "-k", "cuda")
     # Left out: what needs other packages or a network, or builds.
     others = ("demo", "packaging", "benchmarks", "cuda_build", "emulation", "docs", "readme", "gpu_command")
@@ -76,36 +77,35 @@ def steps() -> list[list[Step]]:
                 *pytest("--backend=cuda", "-k", "cuda and not opcheck and not current_stream"),
                 *tests(*OPERATORS),
             ],
-            170,
+            240,
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             "SUMMARY: ",
         )
         for tool in TOOLS
     ]
     not_whole = [f"--ignore={t}" for t in tests("device_graphs")]
+    tested = [
+        Step("tests", [*pytest(*on_gpu, "--continue-on-collection-errors"), *whole, *not_whole], 240),
+        Step(
+            "no synchronisation",
+            [*pytest("--backend=cuda-no-sync", "-k", "cuda"), *tests(*OPERATORS[:-1])],
+            240,
+        ),
+        Step("graphs", [*pytest(*on_gpu), *tests("device_graphs")], 240),
+    ]
+    operators = [
+        *pytest("--benchmark-only", "--benchmark-max-time=0.2", "--benchmark-min-rounds=3", "-k", "cuda"),
+        *(f"--benchmark-json={LOGS / 'benchmarks.json'}", "benchmarks/test_operators.py"),
+    ]
+    limited = {"steps": ["--seconds", SECONDS]}
     return [
         [Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 180, {"FORCE_CUDA": "1"})],
-        [
-            Step("tests", [*pytest(*on_gpu, "--continue-on-collection-errors"), *whole, *not_whole], 120),
-            Step(
-                "no synchronisation",
-                [*pytest("--backend=cuda-no-sync", "-k", "cuda"), *tests(*OPERATORS[:-1])],
-                120,
-            ),
-            Step("graphs", [*pytest(*on_gpu), *tests("device_graphs")], 120),
-        ],
-        checked,
-        [
-            Step(
-                "benchmarks",
-                [
-                    *pytest("--benchmark-only", "--benchmark-max-time=0.2", "--benchmark-min-rounds=3"),
-                    *(f"--benchmark-json={LOGS / 'benchmarks.json'}", "benchmarks"),
-                ],
-                100,
-            )
-        ],
-        *([Step(suite, [sys.executable, "-m", f"benchmarks.{suite}"], 100)] for suite in SUITES),
+        [*tested, *checked],
+        [Step("operators", operators, 180)],
+        *(
+            [Step(suite, [sys.executable, "-m", f"benchmarks.{suite}", *limited.get(suite, [])], 200)]
+            for suite in SUITES
+        ),
     ]
 
 
@@ -113,6 +113,7 @@ def execute(step: Step, deadline: float, logs: Path) -> Outcome:
     """Runs one step; its outcome, whatever happens."""
     log = logs / f"{step.name.replace(' ', '-')}.log"
     limit = min(step.seconds, deadline - time.monotonic())
+    command = [part.replace(SECONDS, f"{limit:.0f}") for part in step.command]
     outcome: Outcome = {"step": step.name, "passed": False, "log": log.name, "seconds": 0.0, "counts": {}}
     if limit <= 1:
         return {**outcome, "why": "no time was left"}
@@ -122,7 +123,7 @@ def execute(step: Step, deadline: float, logs: Path) -> Outcome:
     try:
         with log.open("wb") as out:
             process = subprocess.Popen(
-                step.command,
+                command,
                 cwd=ROOT,
                 env=environment,
                 stdout=out,

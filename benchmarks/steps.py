@@ -3,8 +3,12 @@
 All methods of a network take turns, epoch by epoch, in one process: `python -m benchmarks.steps`. The ideal
 of AUSAM is plain SAM on batches of ``alpha * K`` samples, that of vSAM at a rate ``p`` of second passes is
 ``(1 - p) * SGD + p * SAM``. Images per second are those of a batch before the choice, as the papers count.
+``--seconds`` leaves out the settings that do not fit into that time.
 """
 
+import argparse
+import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -242,29 +246,46 @@ def measure(
     return rows
 
 
-def run(device: str) -> list[Row]:
-    """Small networks; where there is a GPU, those of the papers too, and each step as a CUDA graph."""
-    rows = []
-    for encoded in (False, True):
-        if device == "cpu":
-            narrow = partial(resnet18, width=8)
-            few = methods([0.5], [0.3])
-            size = {"encoded": encoded, "rounds": 6, "device": device}
-            rows += measure("small CNN", small_cnn, ALL, batch_size=64, **size)
-            rows += measure("ResNet-18, 1/8 width", narrow, few, batch_size=32, **size)
-            continue
-        for name, network in {"small CNN": small_cnn, **PAPERS}.items():
-            for chosen in (ALL, methods([0.5], [0.3], captured=True)):
-                rows += measure(name, network, chosen, encoded=encoded, rounds=6, device=device)
-    return rows
+def settings(device: str) -> list[Callable[..., list[Row]]]:
+    """Small networks; where there is a GPU those of the papers too, and each step as a CUDA graph."""
+    if device == "cpu":
+        cnn = partial(measure, "small CNN", small_cnn, ALL, batch_size=64)
+        few = methods([0.5], [0.3])
+        narrow = partial(measure, "ResNet-18, 1/8 width", partial(resnet18, width=8), few, batch_size=32)
+        return [partial(one, encoded=encoded) for encoded in (False, True) for one in (cnn, narrow)]
+    graphs = methods([0.5], [0.3], captured=True)
+    return [
+        partial(measure, name, network, chosen, encoded=encoded)
+        for encoded in (False, True)
+        for chosen in (ALL, graphs)
+        for name, network in {"small CNN": small_cnn, **PAPERS}.items()
+    ]
+
+
+def run(chosen: Sequence[Callable[..., list[Row]]], device: str, seconds: float = math.inf) -> Iterator[Row]:
+    """The rows of each setting in turn; in limited time with half of the rounds, and while half is left."""
+    start = time.monotonic()
+    for i, setting in enumerate(chosen):
+        if time.monotonic() - start > seconds / 2:
+            print(
+                f"half of {seconds:.0f} s is over: {len(chosen) - i} of {len(chosen)} settings are left out"
+            )
+            return
+        yield from setting(rounds=6 if seconds == math.inf else 3, device=device)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all; default: no limit")
+    seconds = parser.parse_args().seconds
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # what else runs on the machine disturbs one thread least
     torch.backends.cudnn.benchmark = True  # all batches of a method are of one size
-    save(run(device), device)
+    rows: list[Row] = []
+    for made in run(settings(device), device, seconds):
+        rows.append(made)
+        save(rows, device)  # what follows may not end in time
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ def rows(device):
 
 @pytest.mark.filterwarnings("default")  # torch.compile warns
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_operator(benchmark, case, device, rows):
-    row = measure(case, device)
+def test_operator(benchmark, case, device, rows, request):
+    seconds = 3 * float(request.config.getoption("benchmark_max_time"))  # 1 by default
+    row = measure(case, device, seconds=seconds)
     benchmark.group = case.what
     benchmark.extra_info.update(row)
     native = case.columns(device, rivals=False)["native"]

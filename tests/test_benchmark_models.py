@@ -1,6 +1,7 @@
 """The networks of the benchmarks are the papers', and each method trains on the samples that it should."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,23 @@ def test_rows_compare_with_sam_and_the_ideal():
     mixed = by_name["vSAM-0.3"]["columns"][steps.IDEAL]["median"]
     sgd, sam = (by_name[m]["columns"][m]["median"] for m in ("SGD", "SAM"))
     assert min(sgd, sam) * 0.5 < mixed < max(sgd, sam) * 2
+
+
+def test_settings_that_do_not_fit_the_time_are_left_out_and_said(capsys):
+    rounds = []
+
+    def setting(seconds, *rows):
+        def measured(**options):
+            time.sleep(seconds)
+            rounds.append(options["rounds"])
+            return rows
+
+        return measured
+
+    chosen = [setting(0.0, "a", "b"), setting(0.3, "c"), setting(0.0, "d"), setting(0.0)]
+    assert list(steps.run(chosen, "cpu", seconds=0.5)) == ["a", "b", "c"]
+    assert "2 of 4 settings are left out" in capsys.readouterr().out
+    assert list(steps.run(chosen, "cpu")) == ["a", "b", "c", "d"] and rounds == [3, 3, 6, 6, 6, 6]
 
 
 def test_papers_are_quoted_with_their_tables():

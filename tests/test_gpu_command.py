@@ -53,6 +53,21 @@ def test_no_step_begins_after_the_time_for_all_is_over(tmp_path):
     assert not outcome["passed"] and outcome["why"] == "no time was left"
 
 
+def test_a_step_may_be_told_its_time(tmp_path):
+    step = python("told", f"print('{gpu.SECONDS}')", 30)
+    assert gpu.run([[step]], 20, tmp_path)[0]["passed"]
+    assert 18 <= int((tmp_path / "told.log").read_text()) <= 20
+
+
+def test_what_is_timed_runs_alone():
+    timed = [
+        stage
+        for stage in gpu.steps()
+        if any(part.startswith("benchmarks") for step in stage for part in step.command)
+    ]
+    assert [[step.name for step in stage] for stage in timed] == [["operators"], *([s] for s in gpu.SUITES)]
+
+
 def test_results(tmp_path):
     outcomes = gpu.run([[python("a", ""), python("b", "raise SystemExit(3)")]], 60, tmp_path)
     stats = {"median": 1e-6, "iqr": 1e-7, "rounds": 9, "mean": 2e-6}
@@ -71,7 +86,9 @@ def test_results(tmp_path):
 def test_steps_name_files_that_exist_and_fit_the_time():
     stages = gpu.steps()
     names = [s.name for stage in stages for s in stage]
-    assert len(set(names)) == len(names) and {"build", "graphs", "benchmarks", *gpu.TOOLS} <= set(names)
+    assert len(set(names)) == len(names) and {"build", "graphs", "operators", "steps", *gpu.TOOLS} <= set(
+        names
+    )
     for step in (s for stage in stages for s in stage):
         for argument in step.command:
             file = argument.removeprefix("--ignore=")
