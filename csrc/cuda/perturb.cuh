@@ -20,7 +20,7 @@ __global__ void squared_norms(const __grid_constant__ List<2> list, bool adaptiv
     for (int j = 0; j < width.value; ++j) {
       A x = static_cast<A>(grad.value[j]);
       if (adaptive) x *= static_cast<A>(param.value[j]);
-      sum += static_cast<double>(x) * static_cast<double>(x);
+      sum = add_square(sum, x);
     }
   });
   sum = reduce(sum, AddDoubles{});

@@ -23,9 +23,8 @@ __global__ void capture(const __grid_constant__ List<2> list, int norm_from, dou
       A sgd = static_cast<A>(p.value[j]);
       p.value[j] = static_cast<T>(static_cast<A>(g.value[j]) - sgd);
       if (!norms) continue;
-      double a = static_cast<double>(sgd), b = static_cast<double>(static_cast<A>(p.value[j]));
-      sgd_sum += a * a;
-      psf_sum += b * b;
+      sgd_sum = add_square(sgd_sum, sgd);
+      psf_sum = add_square(psf_sum, static_cast<A>(p.value[j]));
     }
     store(psf + i, p, width);
   });
