@@ -30,7 +30,8 @@ test-sanitized: .venv/with-test .venv/installed
 	$(BIN)/pytest -m sanitize -rP
 
 # Builds in place, tests and times the CUDA kernels on this machine's GPU, with the Python that is there and no
-# network: under 9 minutes. Needs pytest, hypothesis, pytest-benchmark, setuptools, pybind11 and ninja.
+# network: under 9 minutes. Needs pytest, hypothesis, pytest-benchmark, numpy, matplotlib, Pillow, setuptools,
+# pybind11 and ninja.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 
