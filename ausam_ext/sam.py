@@ -126,8 +126,7 @@ class SAM:
             norm, backups, saved = self._ascend(*arguments)
         _INSIDE.append(self)
         try:
-            # Autocast keeps what it cast for as long as its block lasts: the weights before the change.
-            torch.clear_autocast_cache()
+            _drop_casts()
             for p in params:
                 p.grad = None
             yield
@@ -135,7 +134,7 @@ class SAM:
             _INSIDE.remove(self)
             ops.restore_([*weights, *buffers], [*backups, *saved])
             drop_gathered(self._gatherers)
-            torch.clear_autocast_cache()
+            _drop_casts()
             for (module, name), buffer in zip(layers, buffers, strict=True):
                 module._buffers[name] = buffer  # a layer may have put another tensor in its place
         grads = [p.grad for p in self._params if p.grad is not None]
@@ -252,6 +251,13 @@ def _memory(kept: list[Tensor | None], places: list[int], tensors: list[Tensor])
             t = kept[i] = torch.empty_like(like, requires_grad=False)
         found.append(t)
     return found
+
+
+def _drop_casts() -> None:
+    """Autocast keeps what it cast for as long as its block lasts: the weights before the change. (Compiled
+    code keeps nothing, and Dynamo of torch 2.11 does not know the call.)"""
+    if not torch.compiler.is_compiling():
+        torch.clear_autocast_cache()
 
 
 def _set_random_state(state: dict[int | None, Tensor]) -> None:
