@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from . import checks, ops
+from . import checks, guards, ops
+from .copies import Copies, mark_unwritten, were_written
 from .sharding import drop_gathered, gatherers, global_norm, is_sharded, local
 
 Closure = Callable[[], Tensor]
@@ -76,18 +76,15 @@ class SAM:
         drop_gathered(self._gatherers)
         self._params = list(model.parameters())
         self._sharded = any(map(is_sharded, self._params))
-        self._own = {id(p) for p in self._params}
+        self._registrations = guards.registrations()
         self.groups: list[dict[str, Any]] = [
             {"params": list(g["params"]), "rho": checks.rho(g["rho"])} for g in groups
         ]
         grouped = [id(p) for g in self.groups for p in g["params"]]
-        if len(set(grouped)) < len(grouped) or not set(grouped) <= self._own:
+        if len(set(grouped)) < len(grouped) or not set(grouped) <= set(map(id, self._params)):
             raise ValueError("groups: expected parameters of the model, each at most once")
-        self._statistics = [
-            (m, name) for m in model.modules() if _tracks_statistics(m) for name in m._buffers
-        ]
-        # Copies of both, kept: to allocate them anew costs more than to fill them.
-        self._forget_copies()
+        self._statistics = _statistics_of(model)
+        self._backups, self._saved = Copies(len(self._params)), Copies(len(self._statistics))
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -100,12 +97,14 @@ class SAM:
 
         Raises:
             RuntimeError: no parameter has a gradient, on entering or on leaving; the perturbation is already
-                active; an optimizer of these weights steps inside.
+                active; an optimizer of these weights steps inside; ``scaler.unscale_`` was called before; the
+                model has other parameters or layers than when this was made.
         """
-        if self in _INSIDE:
+        if self in guards.INSIDE:
             raise RuntimeError(
                 "perturbed(): already inside; leave the first perturbation before entering another"
             )
+        self._check("perturbed()")
         params = [p for p in self._params if p.grad is not None]
         if not params:
             raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
@@ -117,22 +116,32 @@ class SAM:
         ]
         layers = [self._statistics[i] for i in tracked]
         buffers: list[Tensor] = [m._buffers[name] for m, name in layers]  # type: ignore[misc]
-        arguments = (params, weights, with_grad, buffers, tracked)
+        backups, saved = self._backups.memory(with_grad, weights), self._saved.memory(tracked, buffers)
+        moved = False
         try:
-            norm, backups, saved = self._ascend(*arguments)
-        except (TypeError, ValueError):  # before anything was changed
-            # Copies from before the model was converted or moved do not fit. To look each time takes longer.
-            self._forget_copies()
-            norm, backups, saved = self._ascend(*arguments)
-        _INSIDE.append(self)
-        try:
+            try:
+                norm = self._ascend(params, weights, backups, buffers, saved)
+            except (TypeError, ValueError):  # before anything was changed
+                # Copies from before the model was converted or moved do not fit. To look each time takes
+                # longer.
+                self._backups.forget()
+                self._saved.forget()
+                backups, saved = (
+                    self._backups.memory(with_grad, weights),
+                    self._saved.memory(tracked, buffers),
+                )
+                norm = self._ascend(params, weights, backups, buffers, saved)
+            guards.INSIDE.append(self)
+            moved = True
             _drop_casts()
             for p in params:
                 p.grad = None
             yield
         finally:
-            _INSIDE.remove(self)
-            ops.restore_([*weights, *buffers], [*backups, *saved])
+            if self in guards.INSIDE:
+                guards.INSIDE.remove(self)
+            if moved or were_written(backups):  # a KeyboardInterrupt may come at the end of the ascent
+                ops.restore_([*weights, *buffers], [*backups, *saved])
             drop_gathered(self._gatherers)
             _drop_casts()
             for (module, name), buffer in zip(layers, buffers, strict=True):
@@ -173,26 +182,41 @@ class SAM:
             loss_perturbed = run(closure)
         return loss, loss_perturbed
 
-    def _forget_copies(self) -> None:
-        self._saved_params: list[Tensor | None] = [None] * len(self._params)
-        self._saved_statistics: list[Tensor | None] = [None] * len(self._statistics)
+    def _check(self, what: str) -> None:
+        """Refuses what would go wrong without a word; ``what`` is called."""
+        if torch.compiler.is_compiling():
+            return
+        guards.refuse_lbfgs(self._params)
+        if self.scaler is not None:
+            guards.refuse_unscaled(self.scaler, what)
+        if self._registrations == guards.registrations():
+            return
+        drop_gathered(self._gatherers)
+        now, then = list(self.model.parameters()), self._params
+        same = len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+        if not same or _statistics_of(self.model) != self._statistics:
+            raise RuntimeError(
+                f"{what}: the model has other parameters or normalisation layers than when this "
+                f"{type(self).__name__} was made; make a new one"
+            )
+        self._registrations = guards.registrations()
 
     def _ascend(
         self,
         params: list[nn.Parameter],
         weights: list[Tensor],
-        with_grad: list[int],
+        backups: list[Tensor],
         buffers: list[Tensor],
-        tracked: list[int],
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        saved: list[Tensor],
+    ) -> Tensor:
         """Copies the statistics, copies and perturbs ``weights``, the local parts of ``params``.
 
-        Returns the norm of the gradient and both copies.
+        Returns the norm of the gradient.
         """
-        backups = _memory(self._saved_params, with_grad, weights)
-        saved = _memory(self._saved_statistics, tracked, buffers)
         ops.restore_(saved, buffers)
-        return self._perturb(params, weights, backups), backups, saved
+        if not torch.compiler.is_compiling():
+            mark_unwritten(backups)
+        return self._perturb(params, weights, backups)
 
     def _perturb(self, params: list[nn.Parameter], weights: list[Tensor], backups: list[Tensor]) -> Tensor:
         grads = [p.grad for p in params if p.grad is not None]
@@ -201,6 +225,8 @@ class SAM:
         parts = self._local(grads)
         checks.perturb_(weights, parts, backups, self.rho)  # of all, before the first is changed
         norm = global_norm(grads, params if self.adaptive else None)
+        if self.groups:
+            ops.restore_(backups, weights)  # of all: the first call below changes a part
         radius = {id(p): checks.rho(g["rho"]) for g in self.groups for p in g["params"]}
         radii = [radius.get(id(p), self.rho) for p in params]
         for rho in dict.fromkeys(radii):
@@ -214,8 +240,10 @@ class SAM:
         mark = norm - norm  # NaN if the first pass overflowed: the second one then ran at w
         if self._ddp is not None:
             dist.all_reduce(mark, group=self._ddp.process_group)  # if the first pass was not averaged
-        first = local(grads[0])
-        first.add_(mark.to(first.device))  # one gradient that is not finite makes the scaler skip the step
+        # Into all: one that is not finite makes the scaler skip its optimizer, and there may be several.
+        parts = self._local(grads)
+        for device in dict.fromkeys(t.device for t in parts):
+            torch._foreach_add_([t for t in parts if t.device == device], mark.to(device))
         self.overflow = ~global_norm(grads).isfinite()
 
     def _local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -225,32 +253,6 @@ class SAM:
         """Of the CPU's generator and of those of the model's GPUs."""
         gpus = {p.device.index for p in self._params if p.is_cuda}
         return {None: torch.get_rng_state(), **{i: torch.cuda.get_rng_state(i) for i in gpus}}
-
-
-_INSIDE: list[SAM] = []  # whose weights are perturbed now
-
-
-def _refuse_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for sam in _INSIDE:
-        if any(id(p) in sam._own for group in optimizer.param_groups for p in group["params"]):
-            raise RuntimeError(
-                "optimizer.step() inside perturbed(): what it changes would be lost when the weights come "
-                "back; call it after the block"
-            )
-
-
-register_optimizer_step_pre_hook(_refuse_step)
-
-
-def _memory(kept: list[Tensor | None], places: list[int], tensors: list[Tensor]) -> list[Tensor]:
-    """What is kept at ``places``, made where it is missing."""
-    found = []
-    for i, like in zip(places, tensors, strict=True):
-        t = kept[i]
-        if t is None:
-            t = kept[i] = torch.empty_like(like, requires_grad=False)
-        found.append(t)
-    return found
 
 
 def _drop_casts() -> None:
@@ -265,9 +267,14 @@ def _set_random_state(state: dict[int | None, Tensor]) -> None:
         torch.set_rng_state(value) if gpu is None else torch.cuda.set_rng_state(value, gpu)
 
 
-def _tracks_statistics(module: nn.Module) -> bool:
-    """Whether training changes buffers of this module: any layer with running statistics, also custom."""
-    return any(module._buffers.get(name) is not None for name in ("running_mean", "running_var"))
+def _statistics_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The buffers of all layers with running statistics, also custom ones: what training changes."""
+    return [
+        (m, name)
+        for m in model.modules()
+        if any(m._buffers.get(statistic) is not None for statistic in ("running_mean", "running_var"))
+        for name in m._buffers
+    ]
 
 
 @torch.enable_grad()

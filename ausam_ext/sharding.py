@@ -72,3 +72,13 @@ def groups_of(tensors: Iterable[Tensor]) -> list[dist.ProcessGroup]:
     """The groups of processes that hold these tensors together, the last dimension of a mesh first."""
     meshes = dict.fromkeys(t.device_mesh for t in tensors if is_sharded(t))  # type: ignore[attr-defined]
     return [mesh.get_group(dim) for mesh in meshes for dim in reversed(range(mesh.ndim))]
+
+
+def everyones(mine: Any, groups: Iterable[dist.ProcessGroup]) -> list[Any]:
+    """What every process of the groups has, by rank."""
+    gathered = [mine]
+    for group in groups:
+        parts: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(parts, gathered, group)
+        gathered = [one for part in parts for one in part]
+    return gathered

@@ -6,13 +6,12 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import checks, ops
+from . import checks, guards, ops
 from .rate import RateController
-from .sam import _INSIDE, SAM, Closure, run
-from .sharding import global_norm, groups_of, is_sharded
+from .sam import SAM, Closure, run
+from .sharding import everyones, global_norm, groups_of, is_sharded
 
 _VERSION = 2
 
@@ -143,13 +142,10 @@ class VSAM(SAM):
             "number of samples": self._controller.s,
             "generator": blake2b(bytes(self._generator.get_state().tolist())).hexdigest(),
         }
-        everyones = [mine]
-        for group in [self._ddp.process_group] if self._ddp is not None else groups_of(self._params):
-            gathered: list[Any] = [None] * dist.get_world_size(group)
-            dist.all_gather_object(gathered, everyones, group)
-            everyones = [one for part in gathered for one in part]
+        groups = [self._ddp.process_group] if self._ddp is not None else groups_of(self._params)
+        all_of_them = everyones(mine, groups)
         for name in mine:
-            values = [one[name] for one in everyones]
+            values = [one[name] for one in all_of_them]
             if any(value != mine[name] for value in values):
                 kind = "argument" if name in self._arguments else "loaded state"
                 raise ValueError(f"{name}: expected the same {kind} in every process, got {values} by rank")
@@ -205,6 +201,7 @@ class VSAM(SAM):
         """Adds the decayed PSF, if there is one, to ``.grad`` (Eq. 17); ends the iteration as not sampled."""
         if all(p.grad is None for p in self._params):
             raise RuntimeError("reuse_(): no parameter has a gradient; call backward() on the loss first")
+        self._check("reuse_()")
         self._count()
         pairs = [
             (p.grad, psf)
@@ -294,7 +291,7 @@ class VSAM(SAM):
         Raises:
             RuntimeError: inside :meth:`perturbed`, where also the model's weights are not those to save.
         """
-        if self in _INSIDE:
+        if self in guards.INSIDE:
             raise RuntimeError(
                 "state_dict(): inside perturbed(), where the weights are w + epsilon; save after the block"
             )

@@ -97,7 +97,7 @@ def test_capturable_optimizers(name):
 
 def test_lbfgs_is_refused_with_the_reason():
     model = mlp()
-    with pytest.raises(TypeError, match="optimizer: LBFGS calls the closure many times"):
+    with pytest.raises(TypeError, match="optimizer: LBFGS calls its closure many times"):
         SAMOptimizer(torch.optim.LBFGS(model.parameters()), SAM(model))
 
 

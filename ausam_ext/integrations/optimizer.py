@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from .. import guards
 from ..sam import SAM, Closure
 from ..vsam import VSAM
 
@@ -50,14 +51,10 @@ class SAMOptimizer(Optimizer):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if isinstance(optimizer, LBFGS):
-            raise TypeError(
-                "optimizer: LBFGS calls the closure many times in a step, at weights that its line search "
-                "chooses, and needs the gradient of one function; SAM's is of another function at each"
-            )
+            raise TypeError(f"optimizer: {guards.LBFGS_REFUSED}")
         if not isinstance(sam, SAM):
             raise TypeError(f"sam: expected a SAM or VSAM, got {type(sam).__name__}")
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if trained.isdisjoint(map(id, sam.model.parameters())):
+        if not guards.trains(optimizer, list(sam.model.parameters())):
             raise ValueError("optimizer: expected parameters of the model that sam was made with, got none")
         signature(sam.backward).bind(None, **options)
         self.optimizer = optimizer
