@@ -76,6 +76,7 @@ class ADLP:
                 "loss_perturbed: expected the losses at w + epsilon, got the tensor given as loss"
             )
         if skip is not None:
+            checks.tensor("skip", skip, [torch.bool], dim=0)
             checks.tensor("loss_perturbed", loss_perturbed, checks.FLOATING)
             loss_perturbed = loss_perturbed.detach().masked_fill(skip, math.nan)
         ops.adlp_update_(self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid)
@@ -83,16 +84,24 @@ class ADLP:
     def place(self, index: Tensor) -> Tensor:
         """``index`` on the device of the table."""
         checks.tensor("index", index, checks.INDEX)
-        return index if index.device == self.device else index.to(self.device, non_blocking=True)
+        # The host does not wait by itself for a copy that comes to it.
+        return index.to(self.device, non_blocking=self.device.type != "cpu")
 
     def mean(self, index: Tensor | None = None) -> Tensor:
-        """ADLP of the samples in ``index`` (any shape), or of all: float32, NaN where never visited."""
+        """ADLP of the samples in ``index`` (any shape), or of all: float32, NaN where never visited.
+
+        Raises:
+            IndexError: as :meth:`update`.
+        """
         if index is None:
             return self.total / self.count
         index = self.place(index)
-        checks.inside(index, len(self))
-        index = index.long()
-        return self.total[index] / self.count[index]
+        checks.inside(index, len(self), self._invalid)
+        inside = (index >= 0) & (index < len(self))
+        if self._invalid is not None:
+            self._invalid.add_((~inside).sum())
+        index = index.where(inside, 0).long()
+        return (self.total[index] / self.count[index]).where(inside, math.nan)
 
     def sample(
         self, index: Tensor, k: int, *, s_min: float, s_max: float, noise: Tensor | None = None
@@ -126,7 +135,7 @@ class ADLP:
 
     def _outside(self, entries: int) -> str:
         return (
-            f"index: {entries} entries given to update() or sample() were outside the table of "
+            f"index: {entries} entries given to update(), sample() or mean() were outside the table of "
             f"{len(self)} samples and were skipped; expected 0 <= index < {len(self)}"
         )
 
@@ -208,8 +217,7 @@ class ADLP:
             KeyError: something is missing.
             ValueError: the state is of another version, or of another number of samples. Nothing is changed.
         """
-        if state["version"] != _VERSION:
-            raise ValueError(f"version: expected {_VERSION}, got {state['version']}")
+        checks.version(state, _VERSION)
         total, count = state["total"], state["count"]
         if total.shape != self.total.shape or count.shape != self.count.shape:
             raise ValueError(

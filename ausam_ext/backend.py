@@ -57,12 +57,15 @@ def _load_cuda() -> Backend:
         return Backend(
             "reference", f"ausam_ext was installed without CUDA kernels ({build.no_cuda}); {_REINSTALL}"
         )
-    driver = _cuda_of_driver()
-    if driver and driver[0] < int(build.built_with_cuda.split(".")[0]):
+    driver, (major, minor) = _cuda_of_driver(), map(int, build.built_with_cuda.split(".")[:2])
+    # A driver runs what any toolkit of its major version built, but for kernels with more than 4 KB of
+    # arguments, which are CUDA 12.1's.
+    if driver and driver < ((12, 1) if (12, 1) <= (major, minor) < (13, 0) else (major, 0)):
+        runs = f"CUDA {driver[0]}.{driver[1]}"
         return Backend(
             "reference",
-            f"the CUDA kernels were built with CUDA {build.built_with_cuda} and the driver runs CUDA "
-            f"{driver[0]}.{driver[1]}: update the driver, or with nvcc of CUDA {driver[0]} {_REINSTALL}",
+            f"the CUDA kernels were built with CUDA {build.built_with_cuda} and the driver runs {runs}: "
+            f"update the driver, or with nvcc of {runs} {_REINSTALL}",
         )
     try:
         # Its symbols have to be visible to a library that is not linked to it.

@@ -77,6 +77,11 @@ def integer(name: str, value: Any, low: int, high: int | None = None, high_name:
     return value
 
 
+def version(state: dict[str, Any], expected: int) -> None:
+    if state["version"] != expected:
+        raise ValueError(f"version: expected {expected}, got {state['version']}")
+
+
 def weight_bounds(s_min: Any, s_max: Any) -> None:
     low = number("s_min", s_min, "a finite number above 0", lambda v: v > 0)
     number("s_max", s_max, f"a finite number not below s_min = {low}", lambda v: v >= low)
@@ -189,6 +194,11 @@ def _lists(
         raise ValueError(f"{name}: expected the length of {like_name}, {len(like)}, got {len(values)}")
     for i, (a, b) in enumerate(zip(values, like, strict=True)):
         same(f"{name}[{i}]", a, f"{like_name}[{i}]", b)
+        if b.device.type != like[0].device.type:
+            raise ValueError(
+                f"{like_name}[{i}]: expected a device of the kind of {like_name}[0], {like[0].device.type}, "
+                f"got {b.device}"
+            )
 
 
 def rho(value: Any) -> float:

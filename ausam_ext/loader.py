@@ -5,8 +5,8 @@ from typing import Any
 from torch.utils.data import IterableDataset, Sampler
 
 
-def check(loader: Any, sampler: Sampler[list[int]]) -> None:
-    """Raises ``ValueError`` where ``loader`` does not take ``sampler``'s batches in order."""
+def check(loader: Any, sampler: Sampler[list[int]], num_samples: int) -> None:
+    """Raises ``ValueError`` where ``loader`` does not take ``sampler``'s batches, of so many samples."""
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         raise ValueError(
             "loader: its data set is an IterableDataset, which takes no batch sampler. Let it yield each "
@@ -20,6 +20,11 @@ def check(loader: Any, sampler: Sampler[list[int]]) -> None:
             "use_distributed_sampler=False; Accelerate: leave this loader out of prepare()): this sampler "
             "splits epochs among processes itself. For a loader that cannot take one, choose within the loop "
             "with select()"
+        )
+    dataset: Any = getattr(loader, "dataset", None)
+    if hasattr(dataset, "__len__") and len(dataset) != num_samples:
+        raise ValueError(
+            f"loader: expected a data set of {num_samples} samples, as the table has, got {len(dataset)}"
         )
     if not getattr(loader, "in_order", True):
         raise ValueError(

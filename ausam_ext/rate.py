@@ -120,8 +120,7 @@ class RateController:
             KeyError: something is missing.
             ValueError: the state is of another version or ``window``. Nothing is changed.
         """
-        if state["version"] != _VERSION:
-            raise ValueError(f"version: expected {_VERSION}, got {state['version']}")
+        checks.version(state, _VERSION)
         s, observed, count = state["s"], state["observed"], state["count"]
         if len(observed) != 2 * self.window - 1:
             raise ValueError(f"window: expected {(len(observed) + 1) // 2}, of the state, got {self.window}")

@@ -65,6 +65,11 @@ class SAM:
             raise TypeError(f"adaptive: expected True or False, got {adaptive!r}")
         if not isinstance(scaler, (torch.amp.GradScaler, type(None))):
             raise TypeError(f"scaler: expected a torch.amp.GradScaler, got {scaler!r}")
+        if any(hasattr(m, "_fsdp_wrapped_module") for m in model.modules()):
+            raise TypeError(
+                "model: expected one sharded by fully_shard (FSDP2), got FullyShardedDataParallel, whose "
+                "parameters do not tell what the other processes hold"
+            )
         self.model = model
         wrapped = getattr(model, "_orig_mod", model)  # by torch.compile
         self._ddp = wrapped if isinstance(wrapped, DistributedDataParallel) else None

@@ -1,6 +1,7 @@
 """AUSAM's choice of samples, made before they are loaded."""
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -17,7 +18,7 @@ from .loader import check as check_loader
 from .loader import most_ahead
 from .permutation import permute
 
-_VERSION = 2
+_VERSION = 3
 _PLAN_BLOCK = 1 << 20  # samples whose batches are planned at once; bounds a plan's memory to some 50 MB
 _NOISE_BLOCK = 1 << 13  # samples whose noise is drawn at once
 
@@ -137,17 +138,17 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         left as it is.
 
         Raises:
-            ValueError: ``loader`` has another batch sampler, or gives batches in another order.
+            ValueError: ``loader`` has another batch sampler or a data set of another length than the table,
+                or gives batches in another order.
             RuntimeError: later: the loader's batches are not those that it drew from this sampler; or this
                 loop goes on after another one began or the epoch or the state was set.
         """
-        check_loader(loader, self)
+        check_loader(loader, self, len(self.adlp))
         return self._indexed(loader)
 
     def _indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
         drawn: deque[Tensor] = deque()
         self._current = self._awaiting = drawn
-        most = most_ahead(loader)
         # Creating the iterator draws the seed of the workers from torch's generator. Lend it one: else a run
         # that resumes here would have drawn once more than one that never stopped.
         state = torch.get_rng_state()
@@ -156,6 +157,15 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             iterator = iter(loader)
         finally:
             torch.set_rng_state(state)
+        try:
+            yield from self._paired(iterator, drawn, most_ahead(loader))
+        finally:
+            if self._current is drawn:
+                self._current = None
+
+    def _paired(
+        self, iterator: Iterator[Batch], drawn: deque[Tensor], most: int
+    ) -> Iterator[tuple[Tensor, Batch]]:
         for batch in iterator:
             if not 1 <= len(drawn) <= most:
                 raise RuntimeError(
@@ -189,7 +199,22 @@ class AUSAMBatchSampler(Sampler[list[int]]):
 
         Returns:
             Positions in ``index``, ascending, int64, on the table's device.
+
+        Raises:
+            RuntimeError: inside a loop over :meth:`indexed`, whose batches are chosen already.
+
+        Warns where :meth:`set_epoch` seems to be missing, without which whole batches are kept for ever.
         """
+        if self._current is not None:
+            raise RuntimeError(
+                "select(): inside a loop over indexed(), whose batches are chosen already; use one of both"
+            )
+        if self._position == len(self) and self.epoch < self.full_epochs:
+            warnings.warn(
+                f"select(): call {self._position + 1} in epoch {self.epoch}, which keeps every batch whole; "
+                "call set_epoch() at the beginning of each epoch",
+                stacklevel=2,
+            )
         index = self.adlp.place(checks.tensor("index", index, checks.INDEX, dim=1))
         checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
         keep = self._choose(index.unsqueeze(0), self.epoch, self._position)[0]
@@ -240,7 +265,9 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         if self._noise_block is None or self._noise_block[0] != key:
             noise = torch.empty(rows, self.batch_size)
             noise.exponential_(generator=self._generator("choice", epoch, block, self.rank))
-            self._noise_block = (key, noise.to(self.adlp.device))
+            if self.adlp.device.type == "cuda":
+                noise = noise.pin_memory()  # else the copy would wait for the device
+            self._noise_block = (key, noise.to(self.adlp.device, non_blocking=True))
         return self._noise_block[1]
 
     def _generator(self, *key: object) -> torch.Generator:
@@ -255,6 +282,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             "epoch": self.epoch,
             "position": self._position,
             "seed": self.seed,
+            "shuffle": self.shuffle,
             "num_samples": len(self.adlp),
             "batch_size": self.batch_size,
             "num_replicas": self.num_replicas,
@@ -266,12 +294,11 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         Raises:
             KeyError: something is missing.
             ValueError: the state is of another version, or, within an epoch, of another number of samples,
-                ``batch_size`` or number of processes. Nothing is changed.
+                ``batch_size``, number of processes or ``shuffle``. Nothing is changed.
         """
-        if state["version"] != _VERSION:
-            raise ValueError(f"version: expected {_VERSION}, got {state['version']}")
+        checks.version(state, _VERSION)
         here = self.state_dict()
-        for name in ("num_samples", "batch_size", "num_replicas"):
+        for name in ("num_samples", "batch_size", "num_replicas", "shuffle"):
             if state["position"] and state[name] != here[name]:
                 raise ValueError(
                     f"{name}: expected {state[name]}, with which this epoch was begun, got {here[name]}; "

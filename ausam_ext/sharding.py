@@ -74,11 +74,11 @@ def groups_of(tensors: Iterable[Tensor]) -> list[dist.ProcessGroup]:
     return [mesh.get_group(dim) for mesh in meshes for dim in reversed(range(mesh.ndim))]
 
 
-def everyones(mine: Any, groups: Iterable[dist.ProcessGroup]) -> list[Any]:
-    """What every process of the groups has, by rank."""
+def everyones(mine: dict[str, Any], groups: Iterable[dist.ProcessGroup]) -> dict[str, list[Any]]:
+    """What every process of the groups has under each name, by rank."""
     gathered = [mine]
     for group in groups:
         parts: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(parts, gathered, group)
         gathered = [one for part in parts for one in part]
-    return gathered
+    return {name: [one[name] for one in gathered] for name in mine}

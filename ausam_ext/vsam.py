@@ -143,9 +143,7 @@ class VSAM(SAM):
             "generator": blake2b(bytes(self._generator.get_state().tolist())).hexdigest(),
         }
         groups = [self._ddp.process_group] if self._ddp is not None else groups_of(self._params)
-        all_of_them = everyones(mine, groups)
-        for name in mine:
-            values = [one[name] for one in all_of_them]
+        for name, values in everyones(mine, groups).items():
             if any(value != mine[name] for value in values):
                 kind = "argument" if name in self._arguments else "loaded state"
                 raise ValueError(f"{name}: expected the same {kind} in every process, got {values} by rank")
@@ -317,8 +315,7 @@ class VSAM(SAM):
             KeyError: something is missing.
             ValueError: the state is of another version, model or ``window``. Nothing is changed.
         """
-        if state["version"] != _VERSION:
-            raise ValueError(f"version: expected {_VERSION}, got {state['version']}")
+        checks.version(state, _VERSION)
         psf, decay, generator = (state[k] for k in ("psf", "decay", "generator"))
         has_psf = state["has_psf"].tolist()
         if not len(psf) == len(has_psf) == len(self._params):
@@ -337,7 +334,7 @@ class VSAM(SAM):
         restored = torch.Generator()
         restored.set_state(generator.cpu())
         held = [
-            saved.to(device=p.device, dtype=p.dtype, copy=True) if has else None
+            saved.to(p, copy=True) if has else None
             for has, saved, p in zip(has_psf, psf, self._params, strict=True)
         ]
         self._controller.load_state_dict(state["controller"])  # the last that may refuse, itself unchanged

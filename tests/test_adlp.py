@@ -49,6 +49,24 @@ def test_counted_indices_are_reported_once_at_the_next_check(backend):
     adlp.state_dict()
 
 
+def test_a_mean_of_a_sample_outside_is_nan_and_counted(backend):
+    """Where raising at once would be a synchronisation; never read, which on CUDA would end the process."""
+    adlp = ADLP(3)
+    adlp._invalid = torch.zeros((), dtype=torch.int32)
+    adlp.update(torch.tensor([0]), torch.zeros(1), torch.ones(1))
+    assert adlp.mean(torch.tensor([0, 3, -1])).nan_to_num(7.0).tolist() == [1.0, 7.0, 7.0]
+    with pytest.raises(IndexError, match="2 entries"):
+        adlp.check()
+
+
+@pytest.mark.parametrize(("skip", "error"), [(True, TypeError), (torch.tensor([True]), ValueError)])
+def test_bad_skip(skip, error):
+    adlp = ADLP(3)
+    with pytest.raises(error, match="skip: "):
+        adlp.update(torch.tensor([0]), torch.zeros(1), torch.ones(1), skip=skip)
+    assert adlp.count.sum() == 0
+
+
 @pytest.mark.parametrize(
     ("index", "error"),
     [([0], TypeError), (torch.tensor([0.0]), TypeError), (torch.tensor([[0]]), ValueError)],

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ausam_ext
-from ausam_ext import backends
+from ausam_ext import backend, backends
 
 HERE = Path(__file__).parent
 REFERENCE = {**os.environ, "AUSAM_EXT_BACKEND": "reference"}
@@ -76,6 +77,32 @@ def test_build_facts():
     assert bool(_C.built_with_cuda) == bool(_C.cuda_archs) != bool(_C.no_cuda)
 
 
+@pytest.mark.parametrize(
+    ("built", "driver", "kernels"),
+    [
+        ("13.0", (12, 9), "reference"),
+        ("13.2", (13, 0), "compiled"),
+        ("12.8", (12, 0), "reference"),  # no kernels with long arguments
+        ("12.8", (12, 1), "compiled"),
+        ("12.0", (12, 0), "compiled"),
+        ("12.8", (13, 0), "compiled"),
+        ("13.0", None, "compiled"),
+    ],
+)
+def test_which_drivers_run_what_a_toolkit_built(monkeypatch, tmp_path, built, driver, kernels):
+    library = tmp_path / "_C_cuda.so"
+    library.touch()
+    monkeypatch.setattr(backend, "__file__", str(tmp_path / "backend.py"))
+    monkeypatch.setattr(backend, "import_module", lambda *_: SimpleNamespace(built_with_cuda=built))
+    monkeypatch.setattr(backend, "_cuda_of_driver", lambda: driver)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda *_: None)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    found = backend._load_cuda()
+    assert found.kernels == kernels
+    assert kernels == "compiled" or f"with nvcc of CUDA {driver[0]}.{driver[1]} reinstall" in found.reason
+
+
 def test_a_driver_older_than_the_toolkit_leaves_the_reference(tmp_path):
     """As cudaErrorInsufficientDriver at the first launch it would come too late."""
     from ausam_ext import _C
@@ -85,5 +112,7 @@ def test_a_driver_older_than_the_toolkit_leaves_the_reference(tmp_path):
     subprocess.run([os.environ.get("CXX", "c++"), "-x", "c", "-shared", "-o", driver, source], check=True)
     run = python("-m", "ausam_ext", env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)})
     if torch.version.cuda and _C.built_with_cuda:
-        assert "the driver runs CUDA 11.8: update the driver, or with nvcc of CUDA 11 reinstall" in run.stdout
+        assert (
+            "the driver runs CUDA 11.8: update the driver, or with nvcc of CUDA 11.8 reinstall" in run.stdout
+        )
     assert "cuda: reference kernels" in run.stdout, run.stderr

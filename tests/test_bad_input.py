@@ -206,6 +206,20 @@ def test_refused(backend, name, argument, value, error, shown):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.parametrize("name", ["perturb_", "restore_", "psf_capture_", "psf_reuse_"])
+def test_lists_on_two_kinds_of_device_are_refused(name):
+    """A kernel takes pointers of its own kind alone."""
+    arguments = good(name)
+    lists = [argument for argument, value in arguments.items() if isinstance(value, list)]
+    before = {argument: [t.clone() for t in arguments[argument]] for argument in lists}
+    for argument in lists:
+        arguments[argument] = [*arguments[argument], torch.empty(3, device=META)]
+    first = next(iter(arguments))
+    with pytest.raises(ValueError, match=rf"^{first}\[2\]: .*kind of {first}\[0\], cpu, got meta"):
+        getattr(ops, name)(**arguments)
+    assert all(same_bits(t, b) for a in lists for t, b in zip(arguments[a], before[a], strict=False))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_argument_is_in_the_table(name):
     import inspect

@@ -85,12 +85,12 @@ def test_each_dtype_of_a_list_has_launches_of_its_own(library, kernels, name, de
     assert library.launches - before == kernels
 
 
-def test_lists_that_lie_on_two_devices(library):
+@pytest.mark.parametrize("scale_on_host", [False, True])
+def test_lists_that_lie_on_two_devices(library, scale_on_host):
     """One norm over both; each device has its own launches. (Both are memory of the host here.)"""
     params, results, launches = tensor_list(torch.float32), [], []
     grads = like(params, 1)
     assert {t.numel() % 2 for t in params} == {0, 1}
-    library.scalars_on_host(True)  # psf_reuse_ takes one scale for all devices there alone
     for two in (False, True):
         library.two_devices(two)
         before = library.launches
@@ -98,7 +98,9 @@ def test_lists_that_lie_on_two_devices(library):
         backups, g = like(params, 2), [t.clone() for t in grads]
         norm = call("perturb_", w, grads, backups, 0.05)
         norms = call("psf_capture_", psf, grads, norm_last=4)
+        library.scalars_on_host(scale_on_host)
         call("psf_reuse_", g, params, torch.tensor(0.5))
+        library.scalars_on_host(False)
         launches.append(library.launches - before)
         results.append([[norm, *norms], w, psf, g])
         call("restore_", w, backups)

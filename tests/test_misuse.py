@@ -1,9 +1,13 @@
 """Mistakes that would train something else without a word: each is an error that says what to do."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from test_sam import assert_untouched, batch, closure_of, mlp, snapshot
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ausam_ext import SAM, VSAM
 
@@ -73,6 +77,98 @@ def test_two_networks_may_be_perturbed_at_once(sam_of):
         closure_of(b, x, y)()
     assert_untouched(a, before[0])
     assert_untouched(b, before[1])
+
+
+def two_passes(sam, model, x, y):
+    closure_of(model, x, y)()
+    with sam.perturbed():
+        closure_of(model, x, y)()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.__setitem__(4, nn.Linear(16, 3)),
+        lambda m: m[0].load_state_dict(m[0].state_dict(), assign=True),
+        lambda m: nn.utils.parametrizations.weight_norm(m[2]),
+        lambda m: m.append(nn.Linear(3, 3)),
+        lambda m: m.append(nn.BatchNorm1d(3, affine=False)),
+        lambda m: m.insert(1, nn.BatchNorm1d(16)),
+    ],
+    ids=["replaced", "assigned", "parametrized", "added", "statistics", "normalisation"],
+)
+def test_a_model_that_has_other_parameters_or_layers_than_before(sam_of, change):
+    """What is new would not be perturbed, and have the gradients of both passes."""
+    model, (x, y) = mlp(), batch()
+    sam = sam_of(model)
+    two_passes(sam, model, x, y)
+    change(model)
+    before = snapshot(model)
+    closure_of(model, x, y)()
+    for enter in (sam.perturbed().__enter__, *([sam.reuse_] if isinstance(sam, VSAM) else [])):
+        with pytest.raises(RuntimeError, match=r"other parameters or normalisation layers .*make a new one"):
+            enter()
+    assert_untouched(model, before)
+    two_passes(sam_of(model), model, x, y)
+
+
+def test_models_that_are_made_or_wrapped_meanwhile_disturb_nobody(sam_of):
+    model, (x, y) = mlp(), batch()
+    sam = sam_of(model)
+    for other in (lambda: mlp(), lambda: nn.Sequential(model), lambda: AveragedModel(model)):
+        two_passes(sam, model, x, y)
+        kept = other()
+    two_passes(sam, model, x, y)
+    assert kept is not None
+
+
+def test_a_copy_refuses_for_its_own_model(sam_of):
+    model, (x, y) = mlp(), batch()
+    model, sam = copy.deepcopy((model, sam_of(model)))
+    assert sam.model is model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    closure_of(model, x, y)()
+    with pytest.raises(RuntimeError, match=r"optimizer.step\(\) inside perturbed\(\)"), sam.perturbed():
+        optimizer.step()
+
+
+def test_a_gradient_that_is_unscaled_between_the_passes(sam_of):
+    """The scaler unscales once: the second gradient would stay scaled, and the step be thousands of times as
+    long."""
+    model, (x, y) = mlp(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    sam = sam_of(model)
+    scaled = type(sam)(model, scaler=scaler, **({"warmup_steps": 5} if isinstance(sam, VSAM) else {}))
+    before = snapshot(model)
+    scaler.scale(F.cross_entropy(model(x), y)).backward()
+    scaler.unscale_(optimizer)
+    for name in ("perturbed", *(["reuse_"] if isinstance(sam, VSAM) else [])):
+        with pytest.raises(RuntimeError, match=rf"{name}\(\): expected scaled .*call it, and clip, after"):
+            getattr(scaled, name)().__enter__()
+    assert_untouched(model, before)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    scaler.scale(F.cross_entropy(model(x), y)).backward()
+    with scaled.perturbed():  # the next step may go on
+        scaler.scale(F.cross_entropy(model(x), y)).backward()
+
+
+def test_lbfgs_is_refused_where_its_closure_calls_sam(sam_of):
+    model, (x, y) = mlp(), batch()
+    sam, optimizer = sam_of(model), torch.optim.LBFGS(model.parameters(), max_iter=2)
+    before = snapshot(model)
+    for call in (
+        lambda: optimizer.step(lambda: sam.backward(closure_of(model, x, y))[0].mean()),
+        lambda: optimizer.step(closure=lambda: sam.backward(closure_of(model, x, y))[0].mean()),
+    ):
+        with pytest.raises(TypeError, match="any but LBFGS: LBFGS calls its closure many times"):
+            call()
+    assert_untouched(model, before)
+    two_passes(sam, model, x, y)  # and nothing of it stays
+    first = optimizer.step(lambda: closure_of(model, x, y)().mean())
+    assert optimizer.step(lambda: closure_of(model, x, y)().mean()) < first  # without SAM it is as ever
 
 
 def test_per_process_needs_the_wrapper():

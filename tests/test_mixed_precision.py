@@ -123,6 +123,25 @@ def test_an_overflow_skips_the_step_and_leaves_no_trace(backend, method, factors
     torch.testing.assert_close(loop.adlp.mean(), twin.adlp.mean(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["SAM", "VSAM"])
+def test_an_overflow_in_the_first_pass_skips_every_optimizer(backend, method):
+    """Each looks at the gradients of its own parameters alone."""
+    model, scale = mlp(), scaler()
+    sam = make(method, model, scaler=scale)
+    optimizers = [torch.optim.SGD(model[i].parameters(), lr=0.1) for i in (0, 2, 4)]
+    before = [p.detach().clone() for p in model.parameters()]
+    for factor in (INF, 1.0):
+        x, y = batch()
+        scale.scale(F.cross_entropy(model(x), y) * factor).backward()
+        with sam.perturbed():
+            scale.scale(F.cross_entropy(model(x), y)).backward()
+        for optimizer in optimizers:
+            scale.step(optimizer)
+        scale.update()
+        model.zero_grad()
+        assert equal(model.parameters(), before) == (factor == INF)
+
+
 @pytest.mark.parametrize("factors", [(INF, 1.0), (1.0, INF)])
 @pytest.mark.parametrize("where", ["last parameters", "others"])
 def test_a_psf_that_overflowed_is_not_reused(backend, factors, where):

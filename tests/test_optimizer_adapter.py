@@ -1,6 +1,8 @@
 """SAMOptimizer: to schedulers, hooks, checkpoints and loops it is the optimizer that it wraps."""
 
+import copy
 import io
+import pickle
 import subprocess
 import sys
 
@@ -276,6 +278,31 @@ def test_an_exception_in_the_closure_leaves_everything(method):
         optimizer.step(closure)
     assert_untouched(model, before)
     assert not optimizer.state
+
+
+def test_what_the_optimizer_does_not_train_is_cleared_too(method):
+    """Its gradient is part of the direction, and what the last step left would add up in it."""
+    model, twin, (x, y) = mlp(), mlp(), batch()
+    optimizer = SAMOptimizer(torch.optim.SGD(model[4].parameters(), lr=0.1), method(model))
+    plain, sam = torch.optim.SGD(twin[4].parameters(), lr=0.1), method(twin)
+    for _ in range(4):
+        optimizer.step(zeroing(optimizer, model, x, y))
+        sam.backward(closure_of(twin, x, y))  # model.zero_grad()
+        plain.step()
+        assert same_weights(model, twin)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_are_adapters_too(method, duplicate):
+    model, (x, y) = mlp(), batch()
+    optimizer = SAMOptimizer(sgd(model), method(model))
+    optimizer.step(zeroing(optimizer, model, x, y))
+    other, twin = duplicate((model, optimizer))
+    assert twin.sam.model is other and twin.param_groups[0]["params"][0] is other[0].weight
+    for _ in range(4):
+        optimizer.step(zeroing(optimizer, model, x, y))
+        twin.step(zeroing(twin, other, x, y))
+    assert same_weights(model, other)
 
 
 def test_hooks_run_once_with_the_sam_gradient(method):

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 from test_sampler import N, dataset, scored
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from ausam_ext import AUSAMBatchSampler
 
@@ -85,6 +85,38 @@ def test_batches_in_another_order(workers):
     loader = DataLoader(dataset(), batch_sampler=batches, num_workers=workers, in_order=False)
     with pytest.raises(ValueError, match=r"in_order=True"):
         batches.indexed(loader)
+
+
+@pytest.mark.parametrize("n", [N - 1, N + 1])
+def test_a_data_set_of_another_length_than_the_table(n):
+    """What lies beyond a shorter table would never be trained on."""
+    batches = sampler()
+    loader = DataLoader(TensorDataset(torch.arange(n)), batch_sampler=batches)
+    with pytest.raises(ValueError, match=rf"loader: expected a data set of {N} samples.*got {n}"):
+        batches.indexed(loader)
+
+
+def test_choosing_once_more_within_a_loop_whose_batches_are_chosen():
+    batches = sampler()
+    for index, _ in batches.indexed(DataLoader(dataset(), batch_sampler=batches)):
+        with pytest.raises(RuntimeError, match=r"select\(\): inside a loop over indexed\(\)"):
+            batches.select(index)
+        break
+    batches.set_epoch(1)
+    assert len(batches.select(torch.arange(32))) == 16
+
+
+def test_select_without_set_epoch_warns_once_an_epoch_that_is_kept_whole():
+    batches = sampler(full_epochs=1)
+    rows = list(torch.arange(N).split(32))
+    for row in rows:
+        batches.select(row)
+    with pytest.warns(UserWarning, match=r"call 8 in epoch 0.*call set_epoch\(\)"):
+        batches.select(rows[0])
+    batches.select(rows[1])
+    batches.set_epoch(1)
+    for _ in range(3 * len(rows)):
+        assert len(batches.select(rows[0])) == 16
 
 
 class Shard(BatchSampler):

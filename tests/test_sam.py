@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import same_bits
+from helpers import assert_same_state, same_bits
 from torch import nn
 
-from ausam_ext import SAM, VSAM
+from ausam_ext import SAM, VSAM, ops
 
 
 def mlp(dtype=torch.float32, seed=0):
@@ -180,6 +180,37 @@ def test_every_way_out_restores_the_bits_in_the_same_storage(backend, leave, dty
     assert any(moved[0])
     assert_untouched(model, before)
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("method", [SAM, lambda m, rho, **kw: VSAM(m, rho, warmup_steps=5, **kw)])
+def test_an_interrupt_at_the_ascent_itself(monkeypatch, method, grouped, when):
+    """Ctrl-C arrives as an exception at the end of an operator. The copies of the step before, which a
+    restored weight must not come from, are of other weights."""
+    model, (x, y) = mlp(), batch()
+    model.insert(1, nn.BatchNorm1d(16))
+    sam = method(model, 0.5, groups=[{"params": model[0].parameters(), "rho": 0.7}] if grouped else ())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sam.backward(closure_of(model, x, y))
+    optimizer.step()
+    closure_of(model, x, y)()
+    before, statistics = snapshot(model), copy.deepcopy(model[1].state_dict())
+    perturb_ = ops.perturb_
+
+    def interrupted(*args, **kwargs):
+        if when == "after":
+            perturb_(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops, "perturb_", interrupted)
+    with pytest.raises(KeyboardInterrupt), sam.perturbed():
+        pytest.fail("not entered")
+    assert_untouched(model, before)
+    assert_same_state(model[1].state_dict(), statistics)
+    monkeypatch.undo()
+    sam.backward(closure_of(model, x, y))  # and it goes on
+    assert_untouched(model, before)
 
 
 class TwoHeads(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 from torch.utils.data import DataLoader
 
+from .. import guards
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
 from ..vsam import VSAM
@@ -53,6 +54,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._sam_state: dict[str, Any] | None = None  # of a checkpoint, until there is a `sam`
         self._inputs: list[tuple[Any, int]] = []  # batches of this step
         self._records: list[tuple[Tensor, Tensor]] = []  # index and loss of the first pass, or of the second
+        self._recorded = 0  # how many of them are of earlier batches
 
     def record(self, index: Tensor, loss: Tensor) -> None:
         """Call it in ``training_step``: notes per-sample losses for AUSAM's table.
@@ -81,7 +83,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                 "use 'bf16-mixed', or manual optimization with SAM(scaler=trainer.precision_plugin.scaler)"
             )
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise TypeError("SAMCallback: LBFGS calls the closure at weights that it chooses itself")
+            raise TypeError(f"SAMCallback: {guards.LBFGS_REFUSED}")
         self._inputs, self._records = [], []  # an earlier run may have been interrupted
         self.sam = self.make(pl_module)
         if not isinstance(self.sam, SAM):
@@ -90,13 +92,30 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             self.batches.adlp.to(pl_module.device)
         self._load_sam_state()
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.batches is not None:  # for select(); IndexedLoader's is set already
+            self.batches.set_epoch(trainer.current_epoch)
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._inputs.append((batch, batch_idx))
+        self._recorded = len(self._records)
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """A step begins with the batch whose loss was just computed; those before have no part in it."""
+        del self._inputs[:-1], self._records[: self._recorded]
+        pl_module.zero_grad()  # also what the optimizer does not train: it is part of the direction
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         assert self.sam is not None
         first, inputs = self._records, self._inputs
-        self._records, self._inputs = [], []
+        self._records, self._inputs, self._recorded = [], [], 0
+        if all(p.grad is None for p in pl_module.parameters()):
+            return  # training_step gave no loss
+        if self.batches is not None and not first:
+            raise RuntimeError(
+                "training_step: expected it to call SAMCallback.record(index, loss), without which AUSAM's "
+                "table stays empty"
+            )
         if isinstance(self.sam, VSAM) and not self.sam.decide():
             self.sam.reuse_()
             return
@@ -106,7 +125,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                 with nullcontext() if last else _no_sync(trainer.strategy):
                     self._second_pass(trainer, pl_module, optimizer, batch, batch_idx)
         second, self._records = self._records, []
-        if self.batches is not None and first:
+        if self.batches is not None:
             index, loss = (torch.cat(parts) for parts in zip(*first, strict=True))
             _, loss_perturbed = (torch.cat(parts) for parts in zip(*second, strict=True))
             self.batches.adlp.update(index, loss, loss_perturbed)

@@ -63,6 +63,12 @@ class SAMOptimizer(Optimizer):
         self._options = options
         self._cleared = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
     def __getattr__(self, name: str) -> Any:
         if name == "optimizer":  # not there yet
             raise AttributeError(name)
@@ -130,6 +136,8 @@ class SAMOptimizer(Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of the optimizer and of the whole model: all enter the next direction."""
+        self.sam.model.zero_grad(set_to_none)
         self.optimizer.zero_grad(set_to_none)
         self._cleared = True
 

@@ -7,6 +7,7 @@ namespace ausam::cuda {
 namespace {
 
 constexpr int kAdlpThreads = 256;
+constexpr int kOrderedThreads = 128;  // few, so that the search is spread over multiprocessors
 
 Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
   check_like(loss_perturbed, loss, "dlp: loss_perturbed and loss");
@@ -49,8 +50,8 @@ void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor&
             visits.stride,      idx.stride,  a.stride, b.stride, total.numel(), n,
             counter_of(invalid)};
         if (n <= kOrderedVisits)
-          device.launch(update_in_order<A, T, I, L>, n > 0,
-                        static_cast<int>(blocks_for(n, 32) * 32), n * sizeof(int64_t), v);
+          device.launch(update_in_order<A, T, I, L>, blocks_for(n, kOrderedThreads),
+                        kOrderedThreads, n * sizeof(int64_t), v);
         else
           device.launch(update_by_atomics<A, T, I, L>, blocks_for(n, kAdlpThreads), kAdlpThreads, 0,
                         v);

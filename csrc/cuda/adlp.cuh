@@ -40,18 +40,20 @@ __device__ bool dlp_of_visit(const Visits<T, I, L>& v, int64_t j, T& d) {
   return d - d == 0;
 }
 
-// Up to kOrderedVisits in one block: the first visit of a sample takes the later ones too, in their
-// order, so that the sums are those of the reference to the last bit.
+// Up to kOrderedVisits, a thread each: the first visit of a sample takes the later ones too, in
+// their order, so that the sums are those of the reference to the last bit. Every block reads all
+// indices.
 constexpr int kOrderedVisits = 1024;
 
 template <class A, class T, class I, class L>
 __global__ void update_in_order(Visits<T, I, L> v) {
   int64_t* samples = shared_memory<int64_t>();
-  int j = threadIdx.x, n = static_cast<int>(v.n);
-  int64_t i = j < n ? v.sample(j) : -1;
-  if (j < n) samples[j] = i;
+  int n = static_cast<int>(v.n);
+  for (int visit = threadIdx.x; visit < n; visit += blockDim.x) samples[visit] = v.sample(visit);
   __syncthreads();
+  int j = blockIdx.x * blockDim.x + threadIdx.x;
   if (j >= n) return;
+  int64_t i = samples[j];
   if (v.outside(i)) {
     if (v.invalid) atomicAdd(v.invalid, 1);
     return;

@@ -14,6 +14,7 @@ constexpr int kMaxTensors = 90;
 #endif
 constexpr int kListThreads = 512;
 constexpr int64_t kListChunk = 16384;  // elements that a block takes
+constexpr int64_t kByteChunk = 65536;  // likewise where bytes are copied
 
 // `depth` lists of tensors that go together, each a dense block of memory.
 template <int depth>
@@ -22,6 +23,7 @@ struct List {
   int64_t size[kMaxTensors];             // elements
   int32_t first_block[kMaxTensors + 1];  // of each tensor
   int32_t tensors;
+  int64_t chunk;  // elements that a block takes
 };
 
 // The elements of one tensor that this block takes.
@@ -38,9 +40,9 @@ __device__ Piece piece_of(const List<depth>& list) {
     int middle = (low + high) / 2;
     (static_cast<int>(blockIdx.x) < list.first_block[middle] ? high : low) = middle;
   }
-  int64_t begin = (blockIdx.x - list.first_block[low]) * kListChunk;
+  int64_t begin = (blockIdx.x - list.first_block[low]) * list.chunk;
   int64_t left = list.size[low] - begin;
-  return {low, begin, static_cast<int>(left < kListChunk ? left : kListChunk)};
+  return {low, begin, static_cast<int>(left < list.chunk ? left : list.chunk)};
 }
 
 // Elements that are loaded or stored at once.

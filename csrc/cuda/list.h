@@ -27,6 +27,7 @@ inline std::vector<OnDevice> by_device(const std::vector<Tensor>& tensors) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (tensors[i].numel() == 0) continue;
     int32_t device = tensors[i].get_device_index();
+    STD_TORCH_CHECK(device >= 0, "lists: all tensors on CUDA devices");
     ScalarType type = tensors[i].scalar_type();
     auto d =
         std::find_if(devices.begin(), devices.end(), [&](auto& x) { return x.device == device; });
@@ -39,21 +40,22 @@ inline std::vector<OnDevice> by_device(const std::vector<Tensor>& tensors) {
   return devices;
 }
 
-inline int64_t blocks_of(int64_t size) { return blocks_for(size, kListChunk); }
-
-// Calls f(list, blocks) for every launch. `size_of` gives a tensor's elements.
+// Calls f(list, blocks) for every launch. `size_of` gives a tensor's elements, of which a block
+// takes `chunk`.
 template <size_t depth, class Size, class F>
 void for_each_list(const std::array<const DenseList*, depth>& lists,
-                   const std::vector<size_t>& members, Size size_of, F f) {
+                   const std::vector<size_t>& members, Size size_of, int64_t chunk, F f) {
   for (size_t at = 0; at < members.size(); at += kMaxTensors) {
     List<depth> list;
     list.tensors = static_cast<int32_t>(std::min<size_t>(kMaxTensors, members.size() - at));
+    list.chunk = chunk;
     list.first_block[0] = 0;
     for (int t = 0; t < list.tensors; ++t) {
       size_t i = members[at + t];
       for (size_t d = 0; d < depth; ++d) list.data[d][t] = (*lists[d])[i].data_ptr();
       list.size[t] = size_of((*lists[0])[i]);
-      list.first_block[t + 1] = list.first_block[t] + static_cast<int32_t>(blocks_of(list.size[t]));
+      list.first_block[t + 1] =
+          list.first_block[t] + static_cast<int32_t>(blocks_for(list.size[t], chunk));
     }
     f(list, list.first_block[list.tensors]);
   }
@@ -66,7 +68,7 @@ inline int64_t bytes(const Tensor& t) { return t.numel() * static_cast<int64_t>(
 inline int64_t count_blocks(const OnDevice& d, const std::vector<Tensor>& tensors) {
   int64_t blocks = 0;
   for (auto& group : d.groups)
-    for (size_t i : group.members) blocks += blocks_of(tensors[i].numel());
+    for (size_t i : group.members) blocks += blocks_for(tensors[i].numel(), kListChunk);
   return blocks;
 }
 
@@ -75,6 +77,14 @@ inline Tensor doubles(const Tensor& like, int64_t n) {
 }
 
 inline double* data(const Tensor& t) { return static_cast<double*>(t.data_ptr()); }
+
+// A scalar of one device on that of another tensor.
+inline Tensor beside(const Tensor& scalar, const Tensor& here) {
+  if (scalar.get_device_index() == here.get_device_index()) return scalar;
+  Tensor copy = torch::stable::new_empty(here, scalar.sizes(), scalar.scalar_type());
+  torch::stable::copy_(copy, scalar);
+  return copy;
+}
 
 // Partial sums that lie on several devices, each [rows, its blocks], side by side on the first.
 inline Tensor gathered(const std::vector<Tensor>& partials, int64_t rows) {

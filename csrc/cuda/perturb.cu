@@ -17,7 +17,7 @@ Tensor squared_norms_of(const DenseList& w, const DenseList& g,
     for (auto& group : d.groups)
       dispatch_floating(group.type, [&](auto t) {
         using T = decltype(t);
-        for_each_list<2>({&w, &g}, group.members, elements, [&](auto& list, int64_t n) {
+        for_each_list<2>({&w, &g}, group.members, elements, kListChunk, [&](auto& list, int64_t n) {
           device.launch(squared_norms<T, acc_t<T>>, n, kListThreads, kScratch, list, adaptive,
                         next);
           next += n;
@@ -52,18 +52,15 @@ Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
 
   for (auto& d : devices) {
     const Tensor& here = w[d.groups[0].members[0]];
-    Tensor local = scale;
-    if (here.get_device_index() != first.get_device_index()) {
-      local = doubles(here, 1);
-      torch::stable::copy_(local, scale);
-    }
     DeviceOf device(here);
+    Tensor local = beside(scale, here);
     for (auto& group : d.groups)
       dispatch_floating(group.type, [&](auto t) {
         using T = decltype(t);
-        for_each_list<3>({&w, &g, &saved}, group.members, elements, [&](auto& list, int64_t n) {
-          device.launch(ascend<T, acc_t<T>>, n, kListThreads, 0, list, adaptive, data(local));
-        });
+        for_each_list<3>(
+            {&w, &g, &saved}, group.members, elements, kListChunk, [&](auto& list, int64_t n) {
+              device.launch(ascend<T, acc_t<T>>, n, kListThreads, 0, list, adaptive, data(local));
+            });
       });
   }
   w.finish();
@@ -80,7 +77,7 @@ void restore_(std::vector<Tensor> params, std::vector<Tensor> backups) {
     std::vector<size_t> members;  // dtypes do not matter
     for (auto& group : d.groups)
       members.insert(members.end(), group.members.begin(), group.members.end());
-    for_each_list<2>({&w, &saved}, members, bytes, [&](auto& list, int64_t n) {
+    for_each_list<2>({&w, &saved}, members, bytes, kByteChunk, [&](auto& list, int64_t n) {
       device.launch(copy_bytes, n, kListThreads, 0, list);
     });
   }

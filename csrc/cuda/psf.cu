@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
         size_t before = 0;  // members in earlier launches
         int64_t unnormed = std::count_if(group.members.begin(), group.members.end(),
                                          [&](size_t i) { return i < first_normed; });
-        for_each_list<2>({&p, &g}, group.members, elements, [&](auto& list, int64_t n) {
+        for_each_list<2>({&p, &g}, group.members, elements, kListChunk, [&](auto& list, int64_t n) {
           int norm_from =
               static_cast<int>(std::max<int64_t>(0, unnormed - static_cast<int64_t>(before)));
           device.launch(capture<T, acc_t<T>>, n, kListThreads, kScratch, list, norm_from, next,
@@ -78,19 +78,19 @@ void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor
     // A scale on the host travels in the kernel's arguments.
     bool on_device = scale.is_cuda();
     STD_TORCH_CHECK(on_device || scale.is_cpu(), "psf_reuse_: scale: on the CPU or a CUDA device");
-    auto* value = static_cast<const S*>(scale.data_ptr());
-    double given = on_device ? 0 : static_cast<double>(*value);
+    double given = on_device ? 0 : static_cast<double>(*static_cast<const S*>(scale.data_ptr()));
     for (auto& d : by_device(g.tensors())) {
       const Tensor& here = g[d.groups[0].members[0]];
-      if (on_device) check_same_device(scale, here, "psf_reuse_: scale");
       DeviceOf device(here);
+      Tensor local = on_device ? beside(scale, here) : scale;
+      auto* value = on_device ? static_cast<const S*>(local.data_ptr()) : nullptr;
       for (auto& group : d.groups)
         dispatch_floating(group.type, [&](auto t) {
           using T = decltype(t);
-          for_each_list<2>({&g, &p}, group.members, elements, [&](auto& list, int64_t n) {
-            device.launch(reuse<T, acc_t<T>, S>, n, kListThreads, 0, list,
-                          on_device ? value : nullptr, given);
-          });
+          for_each_list<2>(
+              {&g, &p}, group.members, elements, kListChunk, [&](auto& list, int64_t n) {
+                device.launch(reuse<T, acc_t<T>, S>, n, kListThreads, 0, list, value, given);
+              });
         });
     }
   });

@@ -14,7 +14,7 @@ from test_sam import mlp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -238,6 +238,13 @@ def assert_goes_on(files, shard, expected, expected_sampled):
     for p, q in zip(model.parameters(), expected.parameters(), strict=True):
         p, q = (t.detach().full_tensor() if isinstance(t, DTensor) else t.detach() for t in (p, q))
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+
+
+def check_the_older_fsdp_is_refused(folder):
+    """Its norms would be those of one process alone."""
+    model = FullyShardedDataParallel(odd_network().to(here()), device_id=here())
+    with pytest.raises(TypeError, match=r"model: expected one sharded by fully_shard \(FSDP2\)"):
+        SAM(model)
 
 
 def check_per_process_is_refused(folder):
