@@ -103,7 +103,10 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """A step begins with the batch whose loss was just computed; those before have no part in it."""
         del self._inputs[:-1], self._records[: self._recorded]
-        pl_module.zero_grad()  # also what the optimizer does not train: it is part of the direction
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for p in pl_module.parameters():
+            if id(p) not in trained:
+                p.grad = None  # it is part of the direction, and no zero_grad() clears it
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         assert self.sam is not None

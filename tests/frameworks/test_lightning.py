@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, StackDataset, TensorDataset
 
 from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
 from ausam_ext.integrations import SAMOptimizer
@@ -84,14 +84,15 @@ def fit(tmp_path, model, callbacks, loader, trainer=L.Trainer, ckpt_path=None, *
     return trainer
 
 
-def written_out(method, data, accumulate=1, clip=None, dtype=None, batch_size=30, epochs=3):
-    """The same training without Lightning."""
+def written_out(method, data, accumulate=1, clip=None, dtype=None, batch_size=30, epochs=3, left_out=()):
+    """The same training without Lightning. ``left_out``: (epoch, batch)es that are not trained on."""
     net = network()
     optimizer, sam = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), METHODS[method](net)
     batches, losses = list(DataLoader(data, batch_size=batch_size)), []
-    for _ in range(epochs):
-        for start in range(0, len(batches), accumulate):
-            part = batches[start : start + accumulate]
+    for epoch in range(epochs):
+        trained = [batch for i, batch in enumerate(batches) if (epoch, i) not in left_out]
+        for start in range(0, len(trained), accumulate):
+            part = trained[start : start + accumulate]
 
             def one_pass(part):
                 out = []
@@ -162,6 +163,64 @@ def test_bfloat16(tmp_path):
         DataLoader(data, batch_size=30),
         precision="bf16-mixed",
     )
+    assert_same_net(model.net, net)
+
+
+class Leaves(Net):
+    """Ends its first epoch at batch 3, before it is trained on."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.current_epoch == 0 and batch_idx == 3 else None
+
+
+class NoLoss(Net):
+    """Has nothing to train on in some batches."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx in (0, 4) else F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("module", "left_out"),
+    [
+        (Leaves, [(0, i) for i in range(3, 7)]),
+        (NoLoss, [(epoch, i) for epoch in range(3) for i in (0, 4)]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_batches_that_took_no_part_in_the_first_pass(tmp_path, method, module, left_out):
+    """Take none in the second one."""
+    data = digits(210)
+    net, _ = written_out(method, data, left_out=left_out)
+    model = module()
+    fit(tmp_path, model, [SAMCallback(METHODS[method])], DataLoader(data, batch_size=30))
+    for p, q in zip(model.net.parameters(), net.parameters(), strict=True):
+        assert same_bits(p, q)
+
+
+def test_what_the_optimizer_does_not_train_is_cleared_too(tmp_path):
+    """Its gradient is part of the direction, and what the last step left would add up in it."""
+
+    class Head(Net):
+        def configure_optimizers(self):
+            return self.optimizer(self.net[3].parameters())
+
+    data = digits(210)
+    net = network()
+    optimizer, sam = torch.optim.SGD(net[3].parameters(), lr=0.1, momentum=0.9), METHODS["SAM"](net)
+    for _ in range(3):
+        for x, y in DataLoader(data, batch_size=30):
+            net.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            with sam.perturbed():
+                F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    model = Head()
+    fit(tmp_path, model, [SAMCallback(METHODS["SAM"])], DataLoader(data, batch_size=30))
     assert_same_net(model.net, net)
 
 
@@ -246,6 +305,29 @@ def test_two_processes_share_each_epoch_and_end_with_one_table(tmp_path):
     assert both.sort().values.tolist() == list(range(200))
 
 
+def test_batches_that_are_chosen_in_training_step(tmp_path):
+    """Without an IndexedLoader: the callback moves the sampler from epoch to epoch."""
+    batches = AUSAMBatchSampler(ADLP(210), 30, warmup_epochs=0)
+    callback = SAMCallback(METHODS["SAM"], batches)
+
+    class Selects(Indexed):
+        def training_step(self, batch):
+            (x, y), index = batch
+            if self.keep is None:  # the first pass
+                self.keep = batches.select(index)
+            keep = self.keep
+            loss = F.cross_entropy(self.net(x[keep]), y[keep], reduction="none")
+            callback.record(index[keep], loss)
+            return loss.mean()
+
+        def on_train_batch_start(self, batch, batch_idx):
+            self.keep = None
+
+    data = StackDataset(digits(210), range(210))
+    fit(tmp_path, Selects(), [callback], DataLoader(data, batch_size=30))
+    assert batches.adlp.count.sum() == 210 + 2 * 7 * 15
+
+
 class Manual(Net):
     def __init__(self):
         super().__init__()
@@ -264,6 +346,9 @@ def test_what_is_refused(tmp_path):
         fit(tmp_path, Net(torch.optim.LBFGS), callbacks, loader)
     with pytest.raises(TypeError, match="make: expected it to return a SAM or VSAM"):
         fit(tmp_path, Net(), [SAMCallback(lambda model: None)], loader)
+    batches = AUSAMBatchSampler(ADLP(60), 30)
+    with pytest.raises(RuntimeError, match=r"training_step: expected it to call SAMCallback.record"):
+        fit(tmp_path, Net(), [SAMCallback(METHODS["SAM"], batches)], loader)
     with pytest.raises(RuntimeError, match=r"record\(\): there is no table"):
         callbacks[0].record(torch.arange(2), torch.ones(2))
     with pytest.raises(TypeError, match="loader: expected a DataLoader made with batch_sampler="):
