@@ -20,15 +20,20 @@ def _one_thread(threads):
 
 
 @pytest.fixture
-def example(monkeypatch, tmp_path):
-    """Runs an example of the document, by its name, and returns its variables."""
+def code():
+    """An example of the document, by its name, after its data."""
+    blocks = dict(re.findall(r"```python (\w+)\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL))
+    return lambda name: blocks["data"] + blocks[name]
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path, code):
+    """Runs an example and returns its variables."""
     monkeypatch.chdir(tmp_path)
 
     def run(name):
         namespace = {"__name__": "frameworks"}
-        blocks = dict(re.findall(r"```python (\w+)\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL))
-        for part in ("data", name):
-            exec(compile(blocks[part], f"{DOCUMENT.name}: {part}", "exec"), namespace)
+        exec(compile(code(name), f"{DOCUMENT.name}: {name}", "exec"), namespace)
         return namespace
 
     return run
