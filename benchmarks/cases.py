@@ -42,7 +42,8 @@ class Case:
         others: PyTorch's nearest calls, on the operator's arguments.
         target: how many times faster the native call should be on the CPU than the column ``against``.
         on_cuda: such a column, and how many times, on CUDA.
-        compiled: whether ``torch.compile`` of the reference is timed as well.
+        compiled: whether ``torch.compile`` of the reference is timed as well; not for lists on CUDA, where it
+            compiles a hundred kernels.
         gated: whether CI holds its ratio (benchmarks/gate.py).
         draws: whether it is about the operator with the draw of its noise, which the reference leaves to it.
     """
@@ -72,7 +73,7 @@ class Case:
             calls["eager"] = lambda: eager(*args, **kwargs)
         if not rivals:
             return calls
-        if self.compiled:
+        if self.compiled and not (device == "cuda" and self.size in LISTS):
             torch.compiler.reset()  # its limit of recompilations is for one function, and these are many
             compiled = torch.compile(eager, dynamic=False)
             calls["torch.compile"] = lambda: compiled(*args, **kwargs)
@@ -93,8 +94,8 @@ def measure(case: Case, device: str = "cpu", *, rounds: int = 30, seconds: float
         against, target = case.on_cuda or (case.against, None)
     made = row("operators", case.what, case.size, samples, against=against, target=target, bytes=case.bytes)
     if device == "cuda":
-        made["launches"] = {name: launches(f) for name, f in columns.items()}
-    if DRAW in columns:
+        made["launches"] = {name: launches(columns[name]) for name in ("native", "eager") if name in columns}
+    elif DRAW in columns:
         limit = median(b / a for a, b in zip(samples[DRAW], samples["torch.multinomial"], strict=True))
         made["note"] = (
             "both wait for PyTorch's exponential_, on the CPU in one thread; "

@@ -27,8 +27,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "checks"
 LOGS = ROOT / "build" / "gpu"
 OPERATORS = ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input", "device_operators")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SUITES = ("memory", "scaling", "steps", "report")
-SECONDS = "{seconds}"  # in a command: how many the step may take
+FEW_THREADS = {"OMP_NUM_THREADS": "2"}  # for what runs beside others
+SECONDS = "{seconds}"  # in a command: how many the step may take, less some to end in
+ENDING = 15.0
 ERRORS_FOUND = 86  # the exit status that compute-sanitizer is asked for
 
 Outcome = dict[str, Any]
@@ -40,12 +41,17 @@ class Step(NamedTuple):
     seconds: float  # at most
     environment: dict[str, str] = {}  # noqa: RUF012
     must_contain: str = ""  # else the log shows that nothing was checked
+    leaves: float = 0.0  # of the time for everything
 
 
 def pytest(*options: str) -> list[str]:
     """pytest with the plugins that the tests need, whatever else is installed."""
     plugins = ("-p", "_hypothesis_pytestplugin", "-p", "pytest_benchmark.plugin")
     return [sys.executable, "-m", "pytest", "-q", *plugins, *options]
+
+
+def suite(name: str) -> list[str]:
+    return [sys.executable, "-m", f"benchmarks.{name}"]
 
 
 def tests(*names: str) -> list[str]:
@@ -73,49 +79,57 @@ def steps() -> list[list[Step]]:
             [
                 *(sanitizer(), "--tool", tool, "--error-exitcode", str(ERRORS_FOUND)),
                 *("--target-processes", "application-only", "--print-limit", "20"),
+                *(
+                    ("--report-api-errors", "no") if tool == "memcheck" else ()
+                ),  # torch tries, and handles them
                 # opcheck and streams need torch's allocator, and no kernel of ours more than the others do.
                 *pytest("--backend=cuda", "-k", "cuda and not opcheck and not current_stream"),
                 *tests(*OPERATORS),
             ],
             240,
-            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", **FEW_THREADS},
             "SUMMARY: ",
         )
         for tool in TOOLS
     ]
     not_whole = [f"--ignore={t}" for t in tests("device_graphs")]
     tested = [
-        Step("tests", [*pytest(*on_gpu, "--continue-on-collection-errors"), *whole, *not_whole], 240),
+        Step(
+            "tests",
+            [*pytest(*on_gpu, "--continue-on-collection-errors"), *whole, *not_whole],
+            240,
+            FEW_THREADS,
+        ),
         Step(
             "no synchronisation",
             [*pytest("--backend=cuda-no-sync", "-k", "cuda"), *tests(*OPERATORS[:-1])],
             240,
+            FEW_THREADS,
         ),
-        Step("graphs", [*pytest(*on_gpu), *tests("device_graphs")], 240),
+        Step("graphs", [*pytest(*on_gpu), *tests("device_graphs")], 240, FEW_THREADS),
     ]
     operators = [
-        *pytest("--benchmark-only", "--benchmark-max-time=0.2", "--benchmark-min-rounds=3", "-k", "cuda"),
+        *pytest("--benchmark-only", "--benchmark-max-time=0.1", "--benchmark-min-rounds=3", "-k", "cuda"),
         *(f"--benchmark-json={LOGS / 'benchmarks.json'}", "benchmarks/test_operators.py"),
     ]
-    limited = {"steps": ["--seconds", SECONDS]}
     return [
         [Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 180, {"FORCE_CUDA": "1"})],
         [*tested, *checked],
-        [Step("operators", operators, 180)],
-        *(
-            [Step(suite, [sys.executable, "-m", f"benchmarks.{suite}", *limited.get(suite, [])], 200)]
-            for suite in SUITES
-        ),
+        [Step("operators", operators, 200)],
+        [Step("memory", [*suite("memory")], 100)],
+        [Step("scaling", [*suite("scaling")], 100)],
+        [Step("steps", [*suite("steps"), "--seconds", SECONDS], 300, leaves=25)],
+        [Step("report", [*suite("report")], 100)],
     ]
 
 
 def execute(step: Step, deadline: float, logs: Path) -> Outcome:
     """Runs one step; its outcome, whatever happens."""
     log = logs / f"{step.name.replace(' ', '-')}.log"
-    limit = min(step.seconds, deadline - time.monotonic())
-    command = [part.replace(SECONDS, f"{limit:.0f}") for part in step.command]
+    limit = min(step.seconds, deadline - time.monotonic() - step.leaves)
+    command = [part.replace(SECONDS, f"{limit - ENDING:.0f}") for part in step.command]
     outcome: Outcome = {"step": step.name, "passed": False, "log": log.name, "seconds": 0.0, "counts": {}}
-    if limit <= 1:
+    if limit <= 1 + (ENDING if command != step.command else 0):
         return {**outcome, "why": "no time was left"}
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
     environment |= step.environment

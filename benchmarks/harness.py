@@ -228,7 +228,8 @@ def graph(f: Callable[[], object]) -> Callable[[], None]:
         f()
     torch.cuda.current_stream().wait_stream(stream)
     captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
+    # Other threads may go on: a loader's takes pinned memory meanwhile.
+    with torch.cuda.graph(captured, capture_error_mode="thread_local"):
         f()
     return captured.replay
 

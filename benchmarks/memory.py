@@ -23,13 +23,13 @@ SCALARS = 1024  # bytes, for norms and the like
 
 
 def peak(run: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that torch's allocator had given out at once during the call, above those at its beginning."""
+    """Bytes that torch's allocator was asked for at once during the call, above those at its beginning."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         run()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -43,6 +43,8 @@ def peak(run: Callable[[], object], device: str = "cpu") -> int:
 def peak_of(method: Method, network: Callable[[], nn.Module], batch_size: int, device: str = "cpu") -> int:
     """Of an epoch, its model, optimizer and batches, but without the training set."""
     data = InMemory(STEPS * batch_size, device)
+    if device == "cuda":
+        Epoch(method, network, data, device, batch_size)()  # cuBLAS keeps what its first call takes
     return peak(lambda: Epoch(method, network, data, device, batch_size)(), device)
 
 

@@ -3,12 +3,11 @@
 All methods of a network take turns, epoch by epoch, in one process: `python -m benchmarks.steps`. The ideal
 of AUSAM is plain SAM on batches of ``alpha * K`` samples, that of vSAM at a rate ``p`` of second passes is
 ``(1 - p) * SGD + p * SAM``. Images per second are those of a batch before the choice, as the papers count.
-``--seconds`` leaves out the settings that do not fit into that time.
+``--seconds`` measures fewer methods in fewer rounds, and leaves out the settings that do not fit.
 """
 
 import argparse
-import math
-import time
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -177,6 +176,9 @@ class Epoch:
                 step = self._two_passes if two else self._one_pass
                 self.graphs[two] = graph(lambda step=step: step(*self.inputs))
                 self.graphs[two]()
+            while isinstance(self.sam, VSAM) and self.sam.state_dict()["progress"][1]:
+                self.graphs[self.sam.decide()]()  # to the end of the window, so that each epoch has one
+                self.sam.replayed()
         for t, new in zip(self.inputs, batch, strict=True):
             t.copy_(new)
         self.graphs[second]()
@@ -246,46 +248,59 @@ def measure(
     return rows
 
 
-def settings(device: str) -> list[Callable[..., list[Row]]]:
-    """Small networks; where there is a GPU those of the papers too, and each step as a CUDA graph."""
+def settings(device: str, brief: bool = False) -> list[Callable[..., list[Row]]]:
+    """Small networks; where there is a GPU those of the papers too, and each step as a CUDA graph.
+
+    ``brief``: fewer methods and rounds.
+    """
+    few = methods([0.5], [0.3])
     if device == "cpu":
         cnn = partial(measure, "small CNN", small_cnn, ALL, batch_size=64)
-        few = methods([0.5], [0.3])
         narrow = partial(measure, "ResNet-18, 1/8 width", partial(resnet18, width=8), few, batch_size=32)
-        return [partial(one, encoded=encoded) for encoded in (False, True) for one in (cnn, narrow)]
+        return [partial(one, encoded=encoded, rounds=6) for encoded in (False, True) for one in (cnn, narrow)]
     graphs = methods([0.5], [0.3], captured=True)
     return [
-        partial(measure, name, network, chosen, encoded=encoded)
+        partial(measure, name, network, chosen, encoded=encoded, rounds=3 if brief else 6)
         for encoded in (False, True)
-        for chosen in (ALL, graphs)
         for name, network in {"small CNN": small_cnn, **PAPERS}.items()
+        for chosen in (few if brief else ALL, graphs)
     ]
 
 
-def run(chosen: Sequence[Callable[..., list[Row]]], device: str, seconds: float = math.inf) -> Iterator[Row]:
-    """The rows of each setting in turn; in limited time with half of the rounds, and while half is left."""
-    start = time.monotonic()
-    for i, setting in enumerate(chosen):
-        if time.monotonic() - start > seconds / 2:
-            print(
-                f"half of {seconds:.0f} s is over: {len(chosen) - i} of {len(chosen)} settings are left out"
-            )
-            return
-        yield from setting(rounds=6 if seconds == math.inf else 3, device=device)
+def run(chosen: Sequence[Callable[..., list[Row]]], device: str, seconds: float | None = None) -> int:
+    """Saves the rows of each setting as they come; returns how many settings the time was enough for."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    if seconds is not None:
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    rows: list[Row] = []
+    done = 0
+    try:
+        for setting in chosen:
+            rows += setting(device=device)
+            done += 1
+            save(rows, device)
+    except TimeoutError:
+        print(f"{seconds:.0f} s are over: {len(chosen) - done} of {len(chosen)} settings are left out")
+    finally:
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    return done
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="for all; default: no limit")
+    parser.add_argument("--seconds", type=float, help="be brief, and leave out what does not fit")
     seconds = parser.parse_args().seconds
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # what else runs on the machine disturbs one thread least
     torch.backends.cudnn.benchmark = True  # all batches of a method are of one size
-    rows: list[Row] = []
-    for made in run(settings(device), device, seconds):
-        rows.append(made)
-        save(rows, device)  # what follows may not end in time
+    if not run(settings(device, brief=seconds is not None), device, seconds):
+        parser.exit(1, "no setting fitted\n")
 
 
 if __name__ == "__main__":

@@ -93,21 +93,18 @@ def test_rows_compare_with_sam_and_the_ideal():
     assert min(sgd, sam) * 0.5 < mixed < max(sgd, sam) * 2
 
 
-def test_settings_that_do_not_fit_the_time_are_left_out_and_said(capsys):
-    rounds = []
+def test_settings_that_do_not_fit_the_time_are_left_out_and_said(monkeypatch, capsys):
+    saved = []
+    monkeypatch.setattr(steps, "save", lambda rows, device: saved.append(list(rows)))
 
     def setting(seconds, *rows):
-        def measured(**options):
-            time.sleep(seconds)
-            rounds.append(options["rounds"])
-            return rows
+        return lambda device: (time.sleep(seconds), list(rows))[1]
 
-        return measured
-
-    chosen = [setting(0.0, "a", "b"), setting(0.3, "c"), setting(0.0, "d"), setting(0.0)]
-    assert list(steps.run(chosen, "cpu", seconds=0.5)) == ["a", "b", "c"]
-    assert "2 of 4 settings are left out" in capsys.readouterr().out
-    assert list(steps.run(chosen, "cpu")) == ["a", "b", "c", "d"] and rounds == [3, 3, 6, 6, 6, 6]
+    chosen = [setting(0.0, "a", "b"), setting(0.1, "c"), setting(30.0, "d"), setting(0.0)]
+    assert steps.run(chosen, "cpu", seconds=1.0) == 2
+    assert saved == [["a", "b"], ["a", "b", "c"]]
+    assert "1 s are over: 2 of 4 settings are left out" in capsys.readouterr().out
+    assert steps.run(chosen[:2], "cpu") == 2 and saved[-1] == ["a", "b", "c"]
 
 
 def test_papers_are_quoted_with_their_tables():
