@@ -93,6 +93,17 @@ def test_an_index_outside_is_reported_with_the_next_plan(device):
         list(AUSAMBatchSampler(adlp, 20))
 
 
+def test_an_index_that_comes_to_a_table_on_the_host_has_arrived(device):
+    """The device is kept busy, so that a copy which is not waited for would come later."""
+    adlp, index = ADLP(N), torch.arange(N, device=device)
+    loss = torch.rand(N)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda._sleep(200_000_000)
+    adlp.update(index.flip(0), torch.zeros(N), loss)
+    assert torch.equal(adlp.total, loss.flip(0)) and (adlp.count == 1).all()
+
+
 @pytest.mark.parametrize("other", OTHERS)
 def test_states_move_between_devices(device, other):
     """What is loaded elsewhere is the same state; from there on both train alike, up to rounding."""
