@@ -255,7 +255,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
 
     def _noise(self, epoch: int, first: int, rows: int) -> Tensor:
         """Exp(1), ``[rows, batch_size]``, for the batches from ``first`` on; drawn alike for all devices."""
-        at_once = max(1, _NOISE_BLOCK // self.batch_size)
+        at_once = max(1, min(_NOISE_BLOCK // self.batch_size, len(self)))
         blocks = range(first // at_once, (first + rows - 1) // at_once + 1)
         start = first - blocks[0] * at_once
         return torch.cat([self._draw_noise(epoch, b, at_once) for b in blocks])[start : start + rows]
