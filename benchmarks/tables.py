@@ -35,10 +35,6 @@ REASONS = {
         "compiled code takes the table's columns one after the other, by atomic additions of all threads, "
         "so that rounding differs from run to run; the kernel keeps the order of visits"
     ),
-    "AUSAM-0.5 + vSAM-0.3 / ideal": (
-        "an epoch here has ten steps, whose plan costs 0.2 ms a step more than the order of the ideal; "
-        "in epochs of 100 steps the ratio was 0.99"
-    ),
 }
 
 
