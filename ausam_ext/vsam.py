@@ -207,7 +207,7 @@ class VSAM(SAM):
             if p.grad is not None and psf is not None
         ]
         capturing = self._capturing()
-        if capturing and not pairs:
+        if capturing and not pairs and self.gamma > 0:
             raise RuntimeError(
                 "reuse_(): there is no PSF to capture; capture the step with perturbed() first"
             )

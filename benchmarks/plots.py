@@ -165,8 +165,9 @@ def scaling(rows: Sequence[Row]) -> Figure:
             ax.set_xticks(numbers)
         label_ends(ax, ends)
         ax.set_xlabel(what)
-        ax.set_ylabel(unit)
+        ax.set_ylabel(f"{unit} per step")
         ax.grid(alpha=0.25)
+    figure.suptitle("What a step costs beside its passes; plan: of an epoch, shared among its steps")
     figure.tight_layout()
     return figure
 

@@ -6,6 +6,7 @@ check gets a process group of its own, so that one that fails does not take the 
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -39,6 +40,23 @@ def start(module, world, folder, *, device="cpu", deadline=240):
             process.kill()
             process.wait()
     return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
+
+
+def torchrun(script, folder, processes=2):
+    """Runs a script under torchrun, as a file of ``folder``.
+
+    A process that ends right after its last reduction can abort: gloo's threads then still hold its tensors
+    (PyTorch pull request 179291, shown by plain DDP too). A second is enough for them to let go.
+    """
+    (folder / "train.py").write_text(f"{script}\nimport time\ntime.sleep(1)\n", encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    subprocess.run(
+        [*command, "--nproc-per-node", str(processes), "train.py"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=240,
+    )
 
 
 def assert_passed(outcomes, name):

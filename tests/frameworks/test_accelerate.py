@@ -1,14 +1,11 @@
 """Accelerate: the documented loop, its checkpoints, and the adapter behind `accelerator.prepare`."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from distributed.processes import torchrun
 from helpers import assert_same_state, same_bits
 from test_optimizer_adapter import METHODS, batch, mlp, sgd, zeroing
 
@@ -36,24 +33,13 @@ def test_the_documented_example(example, accuracy, tmp_path):
 
 
 SAVE = """
-import time
 torch.save({"adlp": adlp.state_dict(), "model": model.module.state_dict()}, f"{accelerator.process_index}.pt")
-time.sleep(1)  # as in test_distributed_document.py
 """
 
 
 def test_the_documented_example_in_two_processes(tmp_path, code):
     """Each trains on its share; weights and table are the same on both."""
-    (tmp_path / "train.py").write_text(code("accelerate") + SAVE, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, "--nproc-per-node", "2", "train.py"],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        timeout=240,
-    )
+    torchrun(code("accelerate") + SAVE, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert_same_state(first, second)
     # 899 samples in each process: 14 batches of 64 and one of 3, halved after the first epoch.
