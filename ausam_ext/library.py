@@ -18,7 +18,7 @@ adlp_update_(Tensor(a!) total, Tensor(b!) count, Tensor index, Tensor loss, Tens
 subset_sample(Tensor scores, int k, *, float s_min, float s_max, Tensor noise) -> Tensor
 adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None) -> Tensor
 sliced_variance(Tensor norms, int slices) -> Tensor
-perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, Tensor? norm=None) -> Tensor
+perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, bool maximize=False, Tensor? norm=None) -> Tensor
 restore_(Tensor(a!)[] params, Tensor[] backups) -> ()
 psf_capture_(Tensor(a!)[] psf, Tensor[] grads, *, int? norm_last=None) -> (Tensor psf_norm, Tensor sgd_norm)
 psf_reuse_(Tensor(a!)[] grads, Tensor[] psf, Tensor scale) -> ()
