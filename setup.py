@@ -109,7 +109,7 @@ def _build():
     found = {TORCH: _find_torch(), "pybind11": find_spec("pybind11"), "ninja": _find_ninja()}
     if missing := [name for name, there in found.items() if not there]:
         install = " ".join(f"'{name}'" if name == TORCH else name for name in missing)
-        sys.exit(f"ausam_ext: the build needs {' and '.join(missing)}: pip install {install}")
+        sys.exit(f"ausam_ext: the build needs {', '.join(missing)}: pip install {install}")
     import pybind11
     from torch.utils.cpp_extension import include_paths, library_paths
 
