@@ -28,35 +28,26 @@ COMPILING = {"bdist_wheel", "editable_wheel", "build", "build_ext", "develop", "
 # Where the interpreter itself finds torch: pip hides that from an isolated build.
 LOOK = """
 import json, os, sys
-from importlib.metadata import version
 from importlib.util import find_spec
 sys.path = [folder for folder in sys.path if folder]
-found = os.path.dirname(os.path.dirname(find_spec("torch").origin))
-print(json.dumps([version("torch"), *sys.path, found]))
+print(json.dumps([*sys.path, os.path.dirname(os.path.dirname(find_spec("torch").origin))]))
 """
 
 
-def _recent(version: str) -> bool:
-    return tuple(int(part) for part in version.split(".")[:2]) >= (2, 11)
-
-
 def _find_torch() -> bool:
-    """Makes a recent torch of the target environment importable from an isolated build."""
+    """Makes the torch of the target environment importable from an isolated build; whether it is recent."""
     if find_spec("torch") is None:
         usual = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
         look = subprocess.run([sys.executable, "-c", LOOK], env=usual, capture_output=True, text=True)
         if look.returncode:
             return False
-        version, *folders = json.loads(look.stdout.splitlines()[-1])
-        if not _recent(version):
-            return False
-        # Last: what the build itself asked for goes first.
-        sys.path += [f for f in dict.fromkeys(folders) if f not in sys.path]
+        folders = json.loads(look.stdout.splitlines()[-1])
+        sys.path += dict.fromkeys(f for f in folders if f not in sys.path)  # last: the build's own go first
     try:
         import torch
     except ImportError:
         return False
-    return _recent(torch.__version__)
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
 
 
 def _find_ninja() -> bool:
