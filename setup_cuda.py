@@ -105,8 +105,8 @@ def one_source(folder: Path, heading: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "kernels.cu"
     text = f"// {heading}\n" + "".join(f'#include "{path}"\n' for path in sorted(ROOT.glob("csrc/cuda/*.cu")))
-    stamp = f'const char ausam_schemas[] = "{schemas()}";\n'  # see module.cpp
-    text += "extern const char ausam_schemas[];\n" + stamp
+    text += 'extern __attribute__((visibility("default"))) const char ausam_schemas[];\n'  # as in module.cpp
+    text += f'const char ausam_schemas[] = "{schemas()}";\n'
     if not source.exists() or source.read_text() != text:
         source.write_text(text)
     return source

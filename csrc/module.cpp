@@ -6,8 +6,8 @@
 #define AUSAM_STRING(x) AUSAM_STRING_(x)
 
 // Which schemas the kernels are for: backend.py looks for it in the file, as to load the library is
-// to register them.
-extern const char ausam_schemas[];
+// to register them. Exported, so that no linker drops it.
+extern PYBIND11_EXPORT const char ausam_schemas[];
 const char ausam_schemas[] = AUSAM_SCHEMAS;
 
 namespace {
