@@ -69,7 +69,7 @@ def test_down_the_gradient_is_up_its_opposite(backend, dtype, adaptive, given):
     assert same_bits(*norms)
     for a, b, w, saved in zip(up, down, before, backups[1], strict=True):
         assert same_bits(a, b) and same_bits(saved, w)
-    assert not torch.equal(up[0], before[0])
+    assert not torch.equal(up[4], before[4])  # the largest, some of which are small enough to move
 
 
 @pytest.mark.parametrize("value", [0.0, NAN, INF])
