@@ -1,8 +1,93 @@
-"""What a loader must be, so that its batches are those that a sampler gave it, in their order."""
+"""Between sampler and training loop: what a loader draws from, what it must be, what gives batches their
+index."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from torch.utils.data import IterableDataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+if TYPE_CHECKING:
+    from .sampler import AUSAMBatchSampler
+
+Batch = TypeVar("Batch")
+
+
+class Batches(Iterator[list[int]]):
+    """The batches that are left of a sampler's epoch, with a state for loaders that store one."""
+
+    def __init__(self, sampler: "AUSAMBatchSampler") -> None:
+        self.sampler = sampler
+        self.epoch, self.position = sampler.epoch, sampler._position  # of the next batch that is drawn
+        self._ended = False
+        self._rows = self._draw()
+
+    def __next__(self) -> list[int]:
+        return next(self._rows)
+
+    def _draw(self) -> Iterator[list[int]]:
+        # Not before the first batch is asked for: a DataLoader may make two iterators, and use one.
+        self.epoch, self.position = self.sampler.epoch, self.sampler._position
+        drawn = self.sampler._begin()
+        for block in self.sampler._plan(self.epoch, self.position):
+            host = block.cpu()  # the one copy to the host in a block
+            for i in range(len(block)):
+                if drawn is not None:
+                    drawn.append(block[i])
+                self.position += 1
+                yield host[i].tolist()
+        self._ended = True
+        self.sampler._end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler's, as if the training loop had received all that was drawn, and not what else was."""
+        epoch, position = (self.epoch + 1, 0) if self._ended else (self.epoch, self.position)
+        return {**self.sampler.state_dict(), "epoch": epoch, "position": position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`, in the sampler too."""
+        self.sampler.load_state_dict(state)
+        self.sampler._restored = self
+        self.epoch, self.position = self.sampler.epoch, self.sampler._position
+        self._ended, self._rows = False, self._draw()
+
+
+class IndexedLoader(Generic[Batch]):
+    """A ``DataLoader`` with an ``AUSAMBatchSampler``, that yields ``(index, batch)``.
+
+    What :meth:`AUSAMBatchSampler.indexed` returns: see there. Each loop over it is one epoch, or what is left
+    of one. A framework can have it as its loader: ``len()`` is the number of batches in an epoch, ``sampler``
+    is what ``set_epoch()`` is called on, and ``state_dict()`` says how far the epoch is.
+
+    Args:
+        loader: made with ``batch_sampler=`` an ``AUSAMBatchSampler``.
+
+    Raises:
+        TypeError: it was not.
+        ValueError: as :meth:`AUSAMBatchSampler.indexed`.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        sampler: Any = getattr(loader, "batch_sampler", None)
+        if not hasattr(sampler, "indexed"):
+            raise TypeError(
+                f"loader: expected a DataLoader made with batch_sampler= an AUSAMBatchSampler, got {loader!r}"
+            )
+        check(loader, sampler, len(sampler.adlp))
+        self.loader = loader
+        self.sampler: AUSAMBatchSampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Batch]]:
+        return self.sampler._loop(self.loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state_dict)
 
 
 def check(loader: Any, sampler: Sampler[list[int]], num_samples: int) -> None:
@@ -36,3 +121,9 @@ def most_ahead(loader: Any) -> int:
     """Batches that a loader may have drawn from its sampler and not given out, when it gives one."""
     prefetched = getattr(loader, "num_workers", 0) * (getattr(loader, "prefetch_factor", 0) or 0)
     return prefetched + 2  # the one that it gives, and one for a wrapper that looks ahead
+
+
+def given_already(iterator: Any) -> int:
+    """Batches that a loader's new iterator gave before anyone asked: torchdata's, restored to a place between
+    two of its workers' snapshots, takes those up to there and drops them."""
+    return getattr(iterator, "_rcvd_idx", 0)

@@ -25,7 +25,7 @@ def test_what_an_abandoned_loop_prefetched_disturbs_nobody(persistent):
     loader = DataLoader(
         dataset(), batch_sampler=batches, num_workers=2, prefetch_factor=2, persistent_workers=persistent
     )
-    abandoned = batches.indexed(loader)  # kept alive, with its workers
+    abandoned = iter(batches.indexed(loader))  # kept alive, with its workers
     assert_paired(islice(abandoned, 1))
     rest = list(batches.indexed(loader))
     assert len(rest) == len(batches) - 1
@@ -39,7 +39,7 @@ def test_what_an_abandoned_loop_prefetched_disturbs_nobody(persistent):
 
 def test_two_loops_at_once():
     batches = sampler()
-    first, second = (batches.indexed(DataLoader(dataset(), batch_sampler=batches)) for _ in range(2))
+    first, second = (iter(batches.indexed(DataLoader(dataset(), batch_sampler=batches))) for _ in range(2))
     assert_paired(islice(first, 2))
     assert_paired(islice(second, 1))
     with pytest.raises(RuntimeError, match=r"another one began.*leave a loop first"):
@@ -62,7 +62,7 @@ def test_looking_at_batches_within_a_loop_is_no_second_loop():
 )
 def test_epoch_or_state_set_within_a_loop(change):
     batches = sampler()
-    loop = batches.indexed(DataLoader(dataset(), batch_sampler=batches))
+    loop = iter(batches.indexed(DataLoader(dataset(), batch_sampler=batches)))
     next(loop)
     change(batches)
     with pytest.raises(RuntimeError, match="the epoch or the state was set"):

@@ -52,7 +52,10 @@ def test_full_epochs_are_permutations_cut_into_batches(shuffle, drop_last, batch
         (0.29, 100, 29),
         (0.58, 200, 116),
         (0.5, 5, 2),
-        (0.01, 10, 1),
+        (0.01, 10, 2),
+        (0.5, 3, 2),
+        (0.5, 2, 2),
+        (0.5, 1, 1),
         (1.0, 10, 10),
         (0.999, 10, 9),
     ],
@@ -269,7 +272,7 @@ def test_beginning_an_epoch_draws_nothing_from_torch_and_workers_differ_by_epoch
     firsts = []
     for _ in range(2):
         before = torch.get_rng_state()
-        epoch = batches.indexed(loader)
+        epoch = iter(batches.indexed(loader))
         firsts.append(next(epoch)[1][0].item())
         assert torch.equal(torch.get_rng_state(), before) == (
             workers > 0
