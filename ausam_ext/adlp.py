@@ -73,8 +73,8 @@ class ADLP:
         index = self.place(index)
         if loss is loss_perturbed or _same_memory(loss, loss_perturbed):
             raise ValueError(
-                "loss_perturbed: expected the losses at w + epsilon, got the tensor given as loss or another in "
-                "its memory; clone() the first losses if the second pass writes to the same buffer"
+                "loss_perturbed: expected the losses at w + epsilon, got the tensor given as loss, or one "
+                "in its memory; clone() the first losses if the second pass writes to the same buffer"
             )
         if skip is not None:
             checks.tensor("skip", skip, [torch.bool], dim=0)
