@@ -83,6 +83,9 @@ class IndexedLoader(Generic[Batch]):
     def __iter__(self) -> Iterator[tuple[Tensor, Batch]]:
         return self.sampler._loop(self.loader)
 
+    def __repr__(self) -> str:
+        return f"IndexedLoader({self.loader!r})"
+
     def state_dict(self) -> dict[str, Any]:
         return self.sampler.state_dict()
 
@@ -121,6 +124,13 @@ def most_ahead(loader: Any) -> int:
     """Batches that a loader may have drawn from its sampler and not given out, when it gives one."""
     prefetched = getattr(loader, "num_workers", 0) * (getattr(loader, "prefetch_factor", 0) or 0)
     return prefetched + 2  # the one that it gives, and one for a wrapper that looks ahead
+
+
+def begin_anew(loader: Any) -> None:
+    """If torchdata's loader is asked for its state before it is iterated, it makes an iterator for that and
+    keeps it, whose workers have drawn already: let it make another."""
+    if getattr(loader, "_initial_iter_for_state_dict", False):
+        loader.load_state_dict(loader.state_dict())
 
 
 def given_already(iterator: Any) -> int:

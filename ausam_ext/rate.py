@@ -56,6 +56,12 @@ class RateController:
         # (||PSF||, ||g_SGD||): the last N, and the N - 1 before them that the first of those looks back on.
         self._observed: deque[tuple[float, float] | Tensor] = deque(maxlen=2 * self.window - 1)
 
+    def __repr__(self) -> str:
+        return (
+            f"RateController(window={self.window}, slices={self.slices}, alpha={self.alpha:g}, "
+            f"max_rate={self.max_samples / self.window:g}, s={self.s:g})"
+        )
+
     @property
     def rate(self) -> float:
         """``p = s / N`` (Eq. 15)."""

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from . import checks
 from .adlp import ADLP
-from .loader import Batch, Batches, IndexedLoader, given_already, most_ahead
+from .loader import Batch, Batches, IndexedLoader, begin_anew, given_already, most_ahead
 from .loader import check as check_loader
 from .permutation import permute
 
@@ -105,6 +105,12 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self._plain_loops: tuple[int, int] | None = None
         self._noise_block: tuple[tuple[int, int], Tensor] | None = None
 
+    def __repr__(self) -> str:
+        settings = "batch_size alpha s_min s_max warmup_epochs full_epochs shuffle drop_last seed"
+        processes = " rank num_replicas" if self.num_replicas > 1 else ""
+        shown = ", ".join(f"{name}={getattr(self, name)}" for name in (settings + processes).split())
+        return f"AUSAMBatchSampler({self.adlp!r}, {shown})"
+
     def __len__(self) -> int:
         """Batches in an epoch, of this process."""
         n = self._share()
@@ -179,27 +185,31 @@ class AUSAMBatchSampler(Sampler[list[int]]):
 
     def _loop(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
         drawn: deque[Tensor] = deque()
-        self._awaiting = drawn
-        # Creating the iterator draws the seed of the workers from torch's generator. Lend it one: else a run
-        # that resumes here would have drawn once more than one that never stopped.
-        state = torch.get_rng_state()
-        torch.set_rng_state(self._generator("workers", self.epoch, self._position, self.rank).get_state())
+        self._current = self._awaiting = drawn
         try:
-            # Another default device's generator is not lent.
-            on_cpu = torch.get_default_device().type == "cpu"
-            with nullcontext() if on_cpu else torch.device("cpu"):
-                iterator = iter(loader)
-        finally:
-            torch.set_rng_state(state)
-        self._current = drawn  # not before: a loader with a state sets this sampler's when it is iterated
-        for _ in range(given_already(iterator)):
-            drawn.popleft()
-            self._position += 1
-        try:
+            iterator = self._iterator(loader)
+            for _ in range(given_already(iterator)):
+                drawn.popleft()
+                self._position += 1
             yield from self._paired(iterator, drawn, most_ahead(loader))
         finally:
             if self._current is drawn:
                 self._current = None
+            if self._awaiting is drawn:
+                self._awaiting = None
+
+    def _iterator(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        begin_anew(loader)
+        # Creating the iterator draws the seed of the workers from torch's generator. Lend it one: else a run
+        # that resumes here would have drawn once more than one that never stopped.
+        state = torch.get_rng_state()
+        torch.set_rng_state(self._generator("workers", self.epoch, self._position, self.rank).get_state())
+        on_cpu = torch.get_default_device().type == "cpu"  # another device's generator is not the one lent
+        try:
+            with nullcontext() if on_cpu else torch.device("cpu"):
+                return iter(loader)
+        finally:
+            torch.set_rng_state(state)
 
     def _paired(
         self, iterator: Iterator[Batch], drawn: deque[Tensor], most: int
@@ -210,7 +220,8 @@ class AUSAMBatchSampler(Sampler[list[int]]):
                     f"loader: gave a batch having drawn {len(drawn)} of this sampler, expected 1 to {most}; "
                     "what wraps it must not leave out, add or split batches"
                 )
-            self._awaiting = self._restored = None
+            if self._awaiting is drawn:  # the first: a loader with a state may have set this sampler's
+                self._awaiting, self._restored, self._current = None, None, drawn
             self._position += 1
             last = self._position == len(self)
             yield drawn.popleft(), batch
