@@ -85,16 +85,17 @@ class ADLP:
     def place(self, index: Tensor) -> Tensor:
         """``index`` on the device of the table."""
         checks.tensor("index", index, checks.INDEX)
+        device = self.total.device
+        if index.device == device:
+            return index
         # The host does not wait by itself for a copy that comes to it.
-        return index.to(self.device, non_blocking=self.device.type != "cpu")
+        return index.to(device, non_blocking=device.type != "cpu")
 
-    def inside(self, index: Tensor) -> Tensor:
-        """Which entries are inside the table. Others are an ``IndexError``, as in :meth:`update`."""
+    def look_for_outside(self, index: Tensor) -> None:
+        """An entry outside the table is an ``IndexError``, at once or later, as in :meth:`update`."""
         checks.inside(index, len(self), self._invalid)
-        inside = (index >= 0) & (index < len(self))
         if self._invalid is not None:
-            self._invalid.add_((~inside).sum())
-        return inside
+            self._invalid.add_(((index < 0) | (index >= len(self))).sum())
 
     def mean(self, index: Tensor | None = None) -> Tensor:
         """ADLP of the samples in ``index`` (any shape), or of all: float32, NaN where never visited.
@@ -105,7 +106,8 @@ class ADLP:
         if index is None:
             return self.total / self.count
         index = self.place(index)
-        inside = self.inside(index)
+        self.look_for_outside(index)
+        inside = (index >= 0) & (index < len(self))
         index = index.where(inside, 0).long()
         return (self.total[index] / self.count[index]).where(inside, math.nan)
 

@@ -112,8 +112,8 @@ def inside(index: Tensor, num_samples: int, invalid: Tensor | None = None) -> No
     """On the CPU a wrong index is an error at once; elsewhere looking would be a synchronisation."""
     if invalid is not None or index.device.type != "cpu" or isinstance(index, FakeTensor):
         return
-    wrong = index[(index < 0) | (index >= num_samples)]
-    if wrong.numel():
+    if index.numel() and (index.min() < 0 or index.max() >= num_samples):
+        wrong = index[(index < 0) | (index >= num_samples)]
         raise IndexError(
             f"index: {wrong[0].item()} is outside the table of {num_samples} samples "
             f"({wrong.numel()} of {index.numel()} entries are); expected 0 <= index < {num_samples}"

@@ -2,6 +2,7 @@
 index."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from .sampler import AUSAMBatchSampler
 
 Batch = TypeVar("Batch")
+_AT_ONCE = 16  # batches that become lists together, which is faster
 
 
 class Batches(Iterator[list[int]]):
@@ -31,11 +33,12 @@ class Batches(Iterator[list[int]]):
         drawn = self.sampler._begin()
         for block in self.sampler._plan(self.epoch, self.position):
             host = block.cpu()  # the one copy to the host in a block
-            for i in range(len(block)):
+            rows = chain.from_iterable(part.tolist() for part in host.split(_AT_ONCE))
+            for i, row in enumerate(rows):
                 if drawn is not None:
                     drawn.append(block[i])
                 self.position += 1
-                yield host[i].tolist()
+                yield row
         self._ended = True
         self.sampler._end()
 

@@ -271,7 +271,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
         keep = self._choose(index.unsqueeze(0), self.epoch, self._position)[0]
         if len(keep) == len(index):
-            self.adlp.inside(index)  # no score was looked up
+            self.adlp.look_for_outside(index)  # no score was looked up
         self._position += 1
         return keep
 
