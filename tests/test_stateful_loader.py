@@ -1,0 +1,117 @@
+"""Loaders with a state of their own, which holds the sampler's: torchdata's and those like it."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from test_sampler import N, dataset, pretend_losses, scored
+from torch.utils.data import DataLoader
+
+from ausam_ext import AUSAMBatchSampler
+
+
+class Stateful(DataLoader):
+    """What torchdata's does: notes the states of the sampler and of its iterator when it draws a batch, which
+    workers do ahead; gives those of the last batch that it gave; and when it is iterated it restores them in
+    the sampler and in an iterator, which it drops if it had come to the end."""
+
+    restored, finished, given = None, False, 0
+    at_once = True
+
+    @property
+    def _index_sampler(self):
+        return self._noted()
+
+    def _noted(self):
+        sampler = self.batch_sampler
+        batches = iter(sampler)
+        state, self.__dict__["restored"] = self.restored, None
+        if state is not None:
+            sampler.load_state_dict(state["sampler"])
+            batches = iter(sampler)
+            batches.load_state_dict(state["batches"])
+            if state["finished"]:
+                batches = iter(sampler)
+        self.notes = [(sampler.state_dict(), batches.state_dict())]
+        for batch in batches:
+            self.notes.append((sampler.state_dict(), batches.state_dict()))
+            yield batch
+
+    def __iter__(self):
+        self.finished, self.given = False, 0
+        iterator = super().__iter__()
+        for batch in iterator:
+            self.given += 1
+            yield batch
+        self.finished = True
+
+    def state_dict(self):
+        sampler, batches = self.notes[self.given]
+        return {"sampler": sampler, "batches": batches, "finished": self.finished}
+
+    def load_state_dict(self, state):
+        self.restored = state
+
+
+class Run:
+    def __init__(self, workers):
+        self.adlp = scored()
+        self.batches = AUSAMBatchSampler(self.adlp, 32, warmup_epochs=2, seed=3)
+        self.loader = Stateful(dataset(), batch_sampler=self.batches, num_workers=workers)
+        self.seen = []
+
+    def train(self, epochs, indexed, stop_at=None):
+        for epoch in epochs:
+            self.batches.set_epoch(epoch)
+            plain = ((x, (x, y)) for x, y in self.loader)
+            pairs = self.batches.indexed(self.loader) if indexed else plain
+            for step, (index, (x, _)) in enumerate(pairs, 1):
+                assert torch.equal(index, x)
+                self.adlp.update(index, *pretend_losses(index, epoch))
+                self.seen.append((epoch, index.tolist()))
+                if (epoch, step) == stop_at:
+                    return
+
+    def state(self):
+        parts = {"adlp": self.adlp, "batches": self.batches, "loader": self.loader}
+        return {name: deepcopy(part.state_dict()) for name, part in parts.items()}
+
+
+SAVED_BY = [["loader"], ["batches"], ["loader", "batches"], ["batches", "loader"]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 4, 6, 7, None])  # 203 samples in batches of 32 are 7; at the end of it
+@pytest.mark.parametrize("saved_by", SAVED_BY, ids="+".join)
+def test_resumes_within_an_epoch_and_between_two(workers, stop, saved_by):
+    whole, first, resumed = Run(workers), Run(workers), Run(workers)
+    whole.train(range(4), indexed=True)
+    first.train(range(2), indexed=True, stop_at=(1, stop))
+    state = first.state()
+    for name in ["adlp", *saved_by]:
+        getattr(resumed, name).load_state_dict(state[name])
+    resumed.train(range(1 if stop else 2, 4), indexed=True)
+    assert first.seen + resumed.seen == whole.seen
+    assert resumed.batches.state_dict() == whole.batches.state_dict()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 6, 7, None])
+def test_plain_loops_resume_too(workers, stop):
+    """Those of a framework, which the sampler cannot see the progress of: the loader's state has it."""
+    whole, first, resumed = Run(workers), Run(workers), Run(workers)
+    whole.train(range(4), indexed=False)
+    first.train(range(2), indexed=False, stop_at=(1, stop))
+    state = first.state()
+    resumed.adlp.load_state_dict(state["adlp"])
+    resumed.loader.load_state_dict(state["loader"])
+    resumed.train(range(1 if stop else 2, 4), indexed=False)
+    assert first.seen + resumed.seen == whole.seen
+
+
+def test_a_state_that_does_not_fit_is_refused():
+    run, other = Run(0), AUSAMBatchSampler(scored(), 16)
+    run.train(range(1), indexed=True, stop_at=(0, 2))
+    with pytest.raises(ValueError, match="batch_size: expected 32"):
+        iter(other).load_state_dict(run.state()["loader"]["batches"])
+    assert other.epoch == 0 and len(list(other)) == -(-N // 16)
