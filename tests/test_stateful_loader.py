@@ -16,7 +16,6 @@ class Stateful(DataLoader):
     the sampler and in an iterator, which it drops if it had come to the end."""
 
     restored, finished, given = None, False, 0
-    at_once = True
 
     @property
     def _index_sampler(self):
@@ -115,3 +114,56 @@ def test_a_state_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="batch_size: expected 32"):
         iter(other).load_state_dict(run.state()["loader"]["batches"])
     assert other.epoch == 0 and len(list(other)) == -(-N // 16)
+
+
+class Snapshots(DataLoader):
+    """Restored to a place between two of its workers' snapshots, torchdata's takes the batches up to there
+    itself."""
+
+    def __iter__(self):
+        iterator = super().__iter__()
+        for _ in range(2):
+            next(iterator)
+        return iterator
+
+
+def test_batches_that_a_loader_takes_before_it_gives_any_count_as_given():
+    run, whole = Run(0), Run(0)
+    whole.train(range(1), indexed=True)
+    loader = Snapshots(dataset(), batch_sampler=run.batches, num_workers=2)
+    pairs = iter(run.batches.indexed(loader))
+    for position, (epoch, row) in enumerate(whole.seen[2:], 3):
+        index, (x, _) = next(pairs)
+        assert index.tolist() == x.tolist() == row
+        assert run.batches.state_dict()["position"] == position
+    assert next(pairs, None) is None and run.batches.epoch == epoch + 1
+
+
+class Early(DataLoader):
+    """Asked for its state before it is iterated, torchdata's makes the iterator and keeps it."""
+
+    _initial_iter_for_state_dict = False
+
+    def __iter__(self):
+        kept = self.__dict__.pop("kept", None)
+        self._initial_iter_for_state_dict = False
+        return kept or super().__iter__()
+
+    def state_dict(self):
+        if not self._initial_iter_for_state_dict:
+            self.kept = super().__iter__()
+            self._initial_iter_for_state_dict = True
+        return {}
+
+    def load_state_dict(self, state):
+        self.kept, self._initial_iter_for_state_dict = None, False
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_that_is_asked_for_before_the_first_loop(workers):
+    run = Run(workers)
+    loader = Early(dataset(), batch_sampler=run.batches, num_workers=workers)
+    loader.state_dict()
+    for _ in range(2):
+        pairs = list(run.batches.indexed(loader))
+        assert len(pairs) == 7 and all(torch.equal(index, x) for index, (x, _) in pairs)
