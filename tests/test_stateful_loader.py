@@ -76,11 +76,11 @@ class Run:
         return {name: deepcopy(part.state_dict()) for name, part in parts.items()}
 
 
-SAVED_BY = [["loader"], ["batches"], ["loader", "batches"], ["batches", "loader"]]
+SAVED_BY = [["loader"], ["batches"], ["batches", "loader"]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [1, 4, 6, 7, None])  # 203 samples in batches of 32 are 7; at the end of it
+@pytest.mark.parametrize("stop", [1, 6, 7, None])  # 203 samples in batches of 32 are 7; at the end of it
 @pytest.mark.parametrize("saved_by", SAVED_BY, ids="+".join)
 def test_resumes_within_an_epoch_and_between_two(workers, stop, saved_by):
     whole, first, resumed = Run(workers), Run(workers), Run(workers)
@@ -132,11 +132,11 @@ def test_batches_that_a_loader_takes_before_it_gives_any_count_as_given():
     whole.train(range(1), indexed=True)
     loader = Snapshots(dataset(), batch_sampler=run.batches, num_workers=2)
     pairs = iter(run.batches.indexed(loader))
-    for position, (epoch, row) in enumerate(whole.seen[2:], 3):
+    for position, (_, row) in enumerate(whole.seen[2:], 3):
         index, (x, _) = next(pairs)
         assert index.tolist() == x.tolist() == row
         assert run.batches.state_dict()["position"] == position
-    assert next(pairs, None) is None and run.batches.epoch == epoch + 1
+    assert next(pairs, None) is None and run.batches.epoch == 1
 
 
 class Early(DataLoader):
