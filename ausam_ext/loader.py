@@ -1,10 +1,13 @@
 """Between sampler and training loop: what a loader draws from, what it must be, what gives batches their
 index."""
 
+from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
@@ -84,7 +87,60 @@ class IndexedLoader(Generic[Batch]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Batch]]:
-        return self.sampler._loop(self.loader)
+        sampler, drawn = self.sampler, deque[Tensor]()
+        sampler._current = sampler._awaiting = drawn
+        try:
+            iterator = self._begin()
+            for _ in range(given_already(iterator)):
+                drawn.popleft()
+                sampler._position += 1
+            yield from self._paired(iterator, drawn)
+        finally:
+            if sampler._current is drawn:
+                sampler._current = None
+            if sampler._awaiting is drawn:
+                sampler._awaiting = None
+
+    def _begin(self) -> Iterator[Batch]:
+        sampler = self.sampler
+        begin_anew(self.loader)
+        # Creating the iterator draws the seed of the workers from torch's generator. Lend it one: else a run
+        # that resumes here would have drawn once more than one that never stopped.
+        state = torch.get_rng_state()
+        lent = sampler._generator("workers", sampler.epoch, sampler._position, sampler.rank)
+        torch.set_rng_state(lent.get_state())
+        on_cpu = torch.get_default_device().type == "cpu"  # another device's generator is not the one lent
+        try:
+            with nullcontext() if on_cpu else torch.device("cpu"):
+                return iter(self.loader)
+        finally:
+            torch.set_rng_state(state)
+
+    def _paired(self, iterator: Iterator[Batch], drawn: deque[Tensor]) -> Iterator[tuple[Tensor, Batch]]:
+        sampler, most = self.sampler, most_ahead(self.loader)
+        for batch in iterator:
+            if not 1 <= len(drawn) <= most:
+                raise RuntimeError(
+                    f"loader: gave a batch having drawn {len(drawn)} of this sampler, expected 1 to {most}; "
+                    "what wraps it must not leave out, add or split batches"
+                )
+            if sampler._awaiting is drawn:  # the first: a loader with a state may have set the sampler's
+                sampler._awaiting, sampler._restored, sampler._current = None, None, drawn
+            sampler._position += 1
+            last = sampler._position == len(sampler)
+            yield drawn.popleft(), batch
+            if sampler._current is not drawn:
+                if last:
+                    return
+                raise RuntimeError(
+                    "indexed(): since this loop's last batch another one began, or the epoch or the state "
+                    "was set; end or leave a loop first"
+                )
+        if sampler._position < len(sampler):
+            raise RuntimeError(
+                f"loader: ended after batch {sampler._position} of the {len(sampler)} of this epoch"
+            )
+        sampler.set_epoch(sampler.epoch + 1)
 
     def __repr__(self) -> str:
         return f"IndexedLoader({self.loader!r})"

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from hashlib import blake2b
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.data import Sampler
 
 from . import checks
 from .adlp import ADLP
-from .loader import Batch, Batches, IndexedLoader, begin_anew, given_already, most_ahead
+from .loader import Batch, Batches, IndexedLoader
 from .loader import check as check_loader
 from .permutation import permute
 
@@ -182,59 +181,6 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         """
         check_loader(loader, self, len(self.adlp))
         return IndexedLoader(loader)  # type: ignore[arg-type]
-
-    def _loop(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
-        drawn: deque[Tensor] = deque()
-        self._current = self._awaiting = drawn
-        try:
-            iterator = self._iterator(loader)
-            for _ in range(given_already(iterator)):
-                drawn.popleft()
-                self._position += 1
-            yield from self._paired(iterator, drawn, most_ahead(loader))
-        finally:
-            if self._current is drawn:
-                self._current = None
-            if self._awaiting is drawn:
-                self._awaiting = None
-
-    def _iterator(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        begin_anew(loader)
-        # Creating the iterator draws the seed of the workers from torch's generator. Lend it one: else a run
-        # that resumes here would have drawn once more than one that never stopped.
-        state = torch.get_rng_state()
-        torch.set_rng_state(self._generator("workers", self.epoch, self._position, self.rank).get_state())
-        on_cpu = torch.get_default_device().type == "cpu"  # another device's generator is not the one lent
-        try:
-            with nullcontext() if on_cpu else torch.device("cpu"):
-                return iter(loader)
-        finally:
-            torch.set_rng_state(state)
-
-    def _paired(
-        self, iterator: Iterator[Batch], drawn: deque[Tensor], most: int
-    ) -> Iterator[tuple[Tensor, Batch]]:
-        for batch in iterator:
-            if not 1 <= len(drawn) <= most:
-                raise RuntimeError(
-                    f"loader: gave a batch having drawn {len(drawn)} of this sampler, expected 1 to {most}; "
-                    "what wraps it must not leave out, add or split batches"
-                )
-            if self._awaiting is drawn:  # the first: a loader with a state may have set this sampler's
-                self._awaiting, self._restored, self._current = None, None, drawn
-            self._position += 1
-            last = self._position == len(self)
-            yield drawn.popleft(), batch
-            if self._current is not drawn:
-                if last:
-                    return
-                raise RuntimeError(
-                    "indexed(): since this loop's last batch another one began, or the epoch or the state "
-                    "was set; end or leave a loop first"
-                )
-        if self._position < len(self):
-            raise RuntimeError(f"loader: ended after batch {self._position} of the {len(self)} of this epoch")
-        self.set_epoch(self.epoch + 1)
 
     def select(self, index: Tensor) -> Tensor:
         """The same choice for the next batch, within the loop: for loaders that take no batch sampler.
