@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS
-from torch.utils.data import DataLoader
 
 from .. import guards
+from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
 from ..vsam import VSAM
@@ -164,34 +164,6 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         if isinstance(self.sam, VSAM) and self._sam_state is not None:
             self.sam.load_state_dict(self._sam_state)
             self._sam_state = None
-
-
-class IndexedLoader:
-    """A ``DataLoader`` with an ``AUSAMBatchSampler``, as Lightning takes it: yields ``(index, batch)``.
-
-    Lightning sets its epoch, stores in its checkpoints how far the epoch is, and leaves the sampler in place
-    also with several processes.
-    """
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        if not isinstance(loader.batch_sampler, AUSAMBatchSampler):
-            raise TypeError(
-                f"loader: expected a DataLoader made with batch_sampler= an AUSAMBatchSampler, got {loader!r}"
-            )
-        self.loader = loader
-        self.sampler = loader.batch_sampler  # the name under which Lightning looks for set_epoch()
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        return self.sampler.indexed(self.loader)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state_dict)
 
 
 @contextmanager
