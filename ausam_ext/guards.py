@@ -1,6 +1,6 @@
 """Mistakes around the two passes that would train something else without a word: noticed, and refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ LBFGS_REFUSED = (
 
 INSIDE: list[Any] = []  # each SAM whose weights are perturbed now
 _SEARCHING: list[LBFGS] = []  # whose closure runs now
+_NAMED = 10  # as many as one message names
 _registrations = 0  # of parameters and modules, anywhere
 
 
@@ -24,6 +25,21 @@ def trains(optimizer: Optimizer, params: list[nn.Parameter]) -> bool:
     """Whether the optimizer has any of the parameters."""
     own = set(map(id, params))
     return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+
+def names_of(optimizer: Optimizer, params: Sequence[Tensor]) -> str:
+    """What a message calls parameters of the optimizer: by their names, if it was given them."""
+    wanted = set(map(id, params))
+    names = [
+        group["param_names"][j]
+        if "param_names" in group
+        else f'param_groups[{i}]["params"][{j}] of shape {tuple(p.shape)}'
+        for i, group in enumerate(optimizer.param_groups)
+        for j, p in enumerate(group["params"])
+        if id(p) in wanted
+    ]
+    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join(names[:_NAMED] + more)
 
 
 def registrations() -> int:
