@@ -22,6 +22,10 @@ from ausam_ext import SAM
 from ausam_ext.integrations import SAMOptimizer
 
 
+def pickled(x):
+    return pickle.loads(pickle.dumps(x))
+
+
 def saved_and_loaded(x):
     file = io.BytesIO()
     torch.save(x, file)
@@ -29,7 +33,7 @@ def saved_and_loaded(x):
     return torch.load(file, weights_only=False)
 
 
-DUPLICATES = [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x)), saved_and_loaded]
+DUPLICATES = [copy.deepcopy, pickled, saved_and_loaded]
 
 
 @pytest.fixture(params=METHODS)
