@@ -227,6 +227,16 @@ def test_a_closure_that_gives_no_gradient(method, adapted):
         assert optimizer.loss_perturbed is not None
 
 
+def test_what_a_frozen_weight_still_holds_is_no_gradient(method):
+    model, (x, y) = mlp(), batch()
+    base = torch.optim.SGD(model[4].parameters(), lr=0.1)
+    optimizer = SAMOptimizer(base, method(model))
+    model[2].bias.requires_grad_(False).grad = torch.ones(16)
+    before = snapshot(model)
+    optimizer.step(lambda: F.cross_entropy(model(x), y))
+    assert_untouched(model, before)
+
+
 def test_one_gradient_is_enough_for_both_passes(method):
     """Also that of a weight which the optimizer does not train; a second pass without any is refused."""
     model, (x, y), calls = mlp(), batch(), []

@@ -236,9 +236,24 @@ def test_schedules(stepping, name, schedule):
         assert len(set(rates)) > 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_closure_without_a_backward_pass_changes_nothing(inputs, name):
+    """With weights that are trained and with frozen ones."""
+    for desc, kwargs in inputs[name]:
+        for trained in (True, False):
+            runs = [Run(name, kwargs, SAM, adapted) for adapted in (True, False)]
+            for run in runs:
+                run.model.requires_grad_(trained)
+                loss = torch.tensor([1.0])
+                assert same_bits(run.optimizer.step(lambda loss=loss: loss), loss), desc
+            assert_alike(*runs)
+            for p, q in zip(runs[0].model.parameters(), network(name).parameters(), strict=True):
+                assert same_bits(p, q)
+
+
 def test_lbfgs_is_refused(inputs):
     for _, kwargs in inputs["LBFGS"]:
-        model = network("LBFGS")
+        model = network("SGD")
         with pytest.raises(TypeError, match="optimizer: LBFGS calls its closure many times"):
             SAMOptimizer(torch.optim.LBFGS(model.parameters(), **kwargs), SAM(model))
 

@@ -146,7 +146,7 @@ class SAMOptimizer(Optimizer):
             loss = closure()
             if probe is not None and probe.grad is before and not self._cleared:
                 raise RuntimeError(_NOT_CLEARED)
-            if first and isinstance(loss, Tensor) and all(p.grad is None for p in self._weights()):
+            if first and isinstance(loss, Tensor) and not self._has_gradient():
                 raise _NoGradient(loss.detach())
             probe, first = None, False
             return loss
@@ -161,8 +161,9 @@ class SAMOptimizer(Optimizer):
             self.sam.scaler.step(self.optimizer)
         return loss
 
-    def _weights(self) -> list[Tensor]:
-        return [*self.sam._params, *(p for group in self.param_groups for p in group["params"])]
+    def _has_gradient(self) -> bool:
+        weights = (*self.sam._params, *(p for group in self.param_groups for p in group["params"]))
+        return any(p.requires_grad and p.grad is not None for p in weights)
 
     def _is_primed(self) -> bool:
         """Whether a step can only make the state, as ``torch.distributed.checkpoint`` has any optimizer do
