@@ -200,20 +200,22 @@ def test_nor_is_it_done_at_a_rate_of_zero(lr):
         optimizer.step()  # has a state now
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("adapted", [True, False])
-def test_a_closure_that_gives_no_gradient(method, adapted):
+def test_a_closure_that_gives_no_gradient(method, adapted, in_place):
     """To every optimizer of PyTorch that is a step which does nothing, of which its hooks hear."""
     model, (x, y), seen = mlp(), batch(), []
-    base = sgd(model, weight_decay=0.1)
+    base = sgd(model, momentum=0) if in_place else sgd(model, weight_decay=0.1)
     sam = method(model)
     optimizer = SAMOptimizer(base, sam) if adapted else base
     optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
 
     def closure():
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=not in_place)
         return F.cross_entropy(model(x), y)
 
+    closure_of(model, x, y)()
     before, expected = snapshot(model), F.cross_entropy(model(x), y)
     for _ in range(2):
         assert same_bits(optimizer.step(closure), expected)
@@ -225,6 +227,23 @@ def test_a_closure_that_gives_no_gradient(method, adapted):
             assert sam.state_dict()["progress"] == [0, 0, 0, 0]  # no iteration has ended
         optimizer.step(zeroing(optimizer, model, x, y))
         assert optimizer.loss_perturbed is not None
+
+
+def test_zeros_that_the_closure_leaves_are_no_gradient(method):
+    """The plain optimizer steps with them: weight decay acts."""
+    weights = []
+    for adapted in (True, False):
+        model, loss = mlp(), torch.tensor(3.0)
+        base = sgd(model, weight_decay=0.1)
+        optimizer = SAMOptimizer(base, method(model)) if adapted else base
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        assert optimizer.step(lambda loss=loss: loss) == 3.0
+        weights.append(model)
+    assert same_weights(*weights) and not same_weights(weights[0], mlp())
+    model[0].bias.grad = torch.ones(16)  # which no backward pass of the closure gives
+    with pytest.raises(RuntimeError, match="the closure did not clear the gradients"):
+        SAMOptimizer(base, method(model)).step(lambda: loss)
 
 
 def test_what_a_frozen_weight_still_holds_is_no_gradient(method):

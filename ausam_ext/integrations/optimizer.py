@@ -61,6 +61,10 @@ class SAMOptimizer(Optimizer):
         loss_perturbed: what ``sam.backward`` returned as such in the last step; None before the first.
     """
 
+    # In step(closure): the gradient that one weight had, and its version after it was cleared.
+    _before: Tensor | None = None
+    _version = 0
+
     def __init__(self, optimizer: Optimizer, sam: SAM, **options: Any) -> None:
         # Not the constructor above this one: it would make groups, state and hooks of its own.
         if not isinstance(optimizer, Optimizer):
@@ -138,17 +142,21 @@ class SAMOptimizer(Optimizer):
         # The smallest: as long as it is held, its memory is not free.
         held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         probe = min(held, key=Tensor.numel, default=None)
-        before = None if probe is None else probe.grad
+        before = self._before = None if probe is None else probe.grad
+        self._version = 0 if before is None else before._version
         self._cleared, first = False, True
 
         def checked() -> Tensor:
             nonlocal probe, first
             loss = closure()
+            if first and isinstance(loss, Tensor):
+                unheard = before is not None and before._version == self._version
+                added = not (unheard and probe is not None and probe.grad is before)
+                if not self._has_gradient(added):
+                    raise _NoGradient(loss.detach())
             if probe is not None and probe.grad is before and not self._cleared:
                 raise RuntimeError(_NOT_CLEARED)
-            if first and isinstance(loss, Tensor) and not self._has_gradient():
-                raise _NoGradient(loss.detach())
-            probe, first = None, False
+            probe, self._before, first = None, None, False
             return loss
 
         try:
@@ -161,9 +169,11 @@ class SAMOptimizer(Optimizer):
             self.sam.scaler.step(self.optimizer)
         return loss
 
-    def _has_gradient(self) -> bool:
+    def _has_gradient(self, added: bool) -> bool:
+        """Whether a weight has one. If nothing was ``added``, it counts only if it is not zero."""
         weights = (*self.sam._params, *(p for group in self.param_groups for p in group["params"]))
-        return any(p.requires_grad and p.grad is not None for p in weights)
+        grads = [p.grad for p in weights if p.requires_grad and p.grad is not None]
+        return bool(grads) if added else any(bool(local(grad).any()) for grad in grads)
 
     def _is_primed(self) -> bool:
         """Whether a step can only make the state, as ``torch.distributed.checkpoint`` has any optimizer do
@@ -179,6 +189,8 @@ class SAMOptimizer(Optimizer):
         self.sam.model.zero_grad(set_to_none)
         self.optimizer.zero_grad(set_to_none)
         self._cleared = True
+        if self._before is not None:
+            self._version = self._before._version
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.optimizer.add_param_group(param_group)
