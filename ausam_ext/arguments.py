@@ -1,12 +1,15 @@
 """What SAM takes as a model, as parameters and as groups; and what people write who come from another SAM."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import checks
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
 
 ELSEWHERE = {
     "first_step": "entering `with sam.perturbed():` is the first step",
@@ -18,14 +21,24 @@ ELSEWHERE = {
 }
 
 
-def refuse_base_optimizer(method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Other packages' SAM wraps the optimizer: SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1)."""
-    given = [*args[1:2], *(kwargs[name] for name in ("rho", "base_optimizer") if name in kwargs)]
-    if any(isinstance(v, Optimizer) or (isinstance(v, type) and issubclass(v, Optimizer)) for v in given):
-        raise TypeError(
-            f"{method}: takes the model, and leaves the optimizer as it is: sam = {method}(model, rho=0.05); "
-            "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)"
-        )
+def explained(init: _Init) -> _Init:
+    """Other packages' SAM wraps the optimizer: SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1).
+
+    Of which Python would say that `rho` is given twice.
+    """
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = [*args[1:2], *(kwargs[name] for name in ("rho", "base_optimizer") if name in kwargs)]
+        if any(isinstance(v, Optimizer) or (isinstance(v, type) and issubclass(v, Optimizer)) for v in given):
+            method = type(self).__name__
+            raise TypeError(
+                f"{method}: takes the model, and leaves the optimizer as it is: sam = {method}(model, "
+                "rho=0.05); optimizer = torch.optim.SGD(model.parameters(), lr=0.1)"
+            )
+        init(self, *args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def one_module(model: Any, method: str) -> nn.Module:

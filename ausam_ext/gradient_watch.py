@@ -20,7 +20,7 @@ from .shared_memory import owns_its_memory
 _ENOUGH = 16  # elements that do not all shrink by chance
 
 LEFT = (
-    "{what}: .grad still holds what the last step left there, and this pass was added to it. Clear the "
+    "{what}: {cause}.grad still holds what the last step left there, to which this pass was added. Clear the "
     "gradients between steps (optimizer.zero_grad()). To accumulate, run the first pass of all micro-batches "
     "and then the second pass of all of them in one perturbed() block, then step:\n\n"
     "    for batch in micro_batches: loss(batch).backward()\n"
@@ -90,8 +90,9 @@ class GradientWatch:
         if left is not None and grad is left and not self._was_cleared(left):
             nonzero = local(left).any() if self._nonzero is None else self._nonzero
             if nonzero:
+                cause = "the closure did not clear the gradients: " if self._steps < 0 else ""
                 self.start()
-                raise RuntimeError(LEFT.format(what=what))
+                raise RuntimeError(LEFT.format(what=what, cause=cause))
         if made is not None and grad is made[0] and grad._version != made[1] and _is_smaller(grad, made[2]):
             raise RuntimeError(CLIPPED.format(what=what))
 

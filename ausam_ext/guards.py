@@ -23,6 +23,7 @@ INSIDE: list[Any] = []  # each SAM whose weights are perturbed now
 LEFT: "WeakSet[Any]" = WeakSet()  # each SAM whose gradient no optimizer has used yet
 MADE: "WeakSet[Any]" = WeakSet()  # every SAM
 _SEARCHING: list[LBFGS] = []  # whose closure runs now
+_NAMED = 10  # as many as one message names
 _registrations = 0  # of parameters and modules, anywhere
 _steps = 0  # of any optimizer
 _optimizers: "WeakValueDictionary[int, Any]" = WeakValueDictionary()  # by id, all that a scaler keeps of them
@@ -33,6 +34,21 @@ def trains(optimizer: Any, params: Iterable[nn.Parameter]) -> bool:
     """Whether the optimizer has any of the parameters."""
     own = set(map(id, params))
     return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+
+def names_of(optimizer: Optimizer, params: Sequence[Tensor]) -> str:
+    """What a message calls parameters of the optimizer: by their names, if it was given them."""
+    wanted = set(map(id, params))
+    names = [
+        group["param_names"][j]
+        if "param_names" in group
+        else f'param_groups[{i}]["params"][{j}] of shape {tuple(p.shape)}'
+        for i, group in enumerate(optimizer.param_groups)
+        for j, p in enumerate(group["params"])
+        if id(p) in wanted
+    ]
+    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join(names[:_NAMED] + more)
 
 
 def registrations() -> int:
@@ -135,7 +151,7 @@ def refuse_other_direction(optimizer: Any, sam: Any) -> None:
 
 def warn_of_others(optimizer: Any) -> None:
     """Of weights that no SAM was given: theirs is the sum of the gradients of both passes."""
-    known = {id(p) for sam in MADE for p in getattr(sam, "_params", ())}
+    known = {id(p) for sam in MADE for p in sam._params}
     others = [
         p
         for group in optimizer.param_groups
@@ -149,20 +165,6 @@ def warn_of_others(optimizer: Any) -> None:
             "criterion]), and params= if only some are to be perturbed",
             stacklevel=3,
         )
-
-
-def names_of(optimizer: Any, params: Sequence[Tensor]) -> str:
-    """As the optimizer knows them, the first five."""
-    wanted = set(map(id, params))
-    names = [
-        group["param_names"][j]
-        if "param_names" in group
-        else f"param_groups[{i}]['params'][{j}] of shape {tuple(p.shape)}"
-        for i, group in enumerate(optimizer.param_groups)
-        for j, p in enumerate(group["params"])
-        if id(p) in wanted
-    ]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _searching(optimizer: LBFGS, closure: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -63,13 +63,7 @@ class SAM:
         overflow: with a ``scaler``, whether a gradient of the last step overflowed in either pass; 0-d bool.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "SAM":
-        # Python itself would refuse such arguments, with rho given twice, before __init__ could say why.
-        arguments.refuse_base_optimizer(cls.__name__, args, kwargs)
-        self = super().__new__(cls)
-        guards.MADE.add(self)  # copies too, which have no __init__
-        return self
-
+    @arguments.explained
     def __init__(
         self,
         model: nn.Module | Iterable[nn.Module],
@@ -105,6 +99,11 @@ class SAM:
         self._memory, self._backups = SharedMemory(), Copies()
         self._state = ModuleState(self.model.modules(), self._params)
         self._watch = GradientWatch(self._perturbed, clips=False)
+        guards.MADE.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        guards.MADE.add(self)
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, guards, ops
+from . import arguments, checks, guards, ops
 from .copies import Copies
 from .gradient_watch import GradientWatch
 from .rate import RateController
@@ -56,6 +56,7 @@ class VSAM(SAM):
         sampled: whether the last iteration took the second pass; None before the first.
     """
 
+    @arguments.explained
     def __init__(
         self,
         model: nn.Module | Iterable[nn.Module],
@@ -152,6 +153,7 @@ class VSAM(SAM):
         different passes."""
         mine = {
             **self._arguments,
+            "maximize": self.maximize,
             "progress": [self._iteration, self._step, self._taken, self._age],
             "decision": self._decision,
             "number of samples": self._controller.s,

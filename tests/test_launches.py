@@ -1,10 +1,15 @@
 """How many kernels each operator launches, and lists that lie on two devices: in the emulation of CUDA."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from emulation.mode import run
 from helpers import exponential, like, same_bits, tensor_list
 
+HERE = Path(__file__).parent
 OPS = torch.ops.ausam_ext
 WEIGHTS = {"s_min": 0.1, "s_max": 1.0}
 TABLE = 90  # tensors of one launch (kMaxTensors of csrc/cuda/list.cuh before CUDA 12.1)
@@ -18,28 +23,33 @@ def library(emulated):
     library.scalars_on_host(False)
 
 
-def call(name, *args, **kwargs):
-    return run(getattr(OPS, name).default, (args, kwargs))
+@pytest.fixture
+def call(library):
+    return caller(library)
+
+
+def caller(library):
+    return lambda name, *args, **kwargs: run(library, getattr(OPS, name).default, (args, kwargs))
 
 
 def table():
     return torch.rand(50), torch.ones(50, dtype=torch.int32)
 
 
-def subset_sample(*shape):
+def subset_sample(call, *shape):
     call("subset_sample", torch.rand(shape), shape[-1] // 2, noise=exponential(*shape), **WEIGHTS)
 
 
-def adlp_sample(*shape):
+def adlp_sample(call, *shape):
     index = torch.randint(0, 50, shape)
     call("adlp_sample", *table(), index, shape[-1] // 2, noise=exponential(*shape), **WEIGHTS)
 
 
-def adlp_update_(n):
+def adlp_update_(call, n):
     call("adlp_update_", *table(), torch.randint(0, 50, (n,)), torch.rand(n), torch.rand(n))
 
 
-def lists(name, depth, tensors, *rest, dtypes=(torch.float32,)):
+def lists(call, name, depth, tensors, *rest, dtypes=(torch.float32,)):
     made = [[torch.randn(3, dtype=dtypes[i % len(dtypes)]) for i in range(tensors)] for _ in range(depth)]
     call(name, *made, *rest)
 
@@ -68,9 +78,9 @@ MIXED = (torch.float32, torch.bfloat16)
     ],
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else None,
 )
-def test_kernels_of_a_call(library, kernels, operator, arguments):
+def test_kernels_of_a_call(library, call, kernels, operator, arguments):
     before = library.launches
-    call(operator, *arguments) if isinstance(operator, str) else operator(*arguments)
+    call(operator, *arguments) if isinstance(operator, str) else operator(call, *arguments)
     assert library.launches - before == kernels
 
 
@@ -78,15 +88,15 @@ def test_kernels_of_a_call(library, kernels, operator, arguments):
     ("kernels", "name", "depth", "rest"),
     [(5, "perturb_", 3, (0.1,)), (1, "restore_", 2, ()), (3, "psf_capture_", 2, ())],
 )
-def test_each_dtype_of_a_list_has_launches_of_its_own(library, kernels, name, depth, rest):
+def test_each_dtype_of_a_list_has_launches_of_its_own(library, call, kernels, name, depth, rest):
     """But bytes are copied whatever they mean."""
     before = library.launches
-    lists(name, depth, 7, *rest, dtypes=MIXED)
+    lists(call, name, depth, 7, *rest, dtypes=MIXED)
     assert library.launches - before == kernels
 
 
 @pytest.mark.parametrize("scale_on_host", [False, True])
-def test_lists_that_lie_on_two_devices(library, scale_on_host):
+def test_lists_that_lie_on_two_devices(library, call, scale_on_host):
     """One norm over both; each device has its own launches. (Both are memory of the host here.)"""
     params, results, launches = tensor_list(torch.float32), [], []
     grads = like(params, 1)
@@ -107,3 +117,31 @@ def test_lists_that_lie_on_two_devices(library, scale_on_host):
         assert all(map(same_bits, w, params))
     assert launches == [3 + 2 + 1, 5 + 3 + 2]
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+
+
+LOADED_BOTH = """
+import sys, torch
+import ausam_ext
+from emulation.library import Library
+from test_launches import TABLE, caller, lists
+
+libraries = []
+for path in sys.argv[1:]:
+    libraries.append(Library(path))
+    lists(caller(libraries[-1]), "restore_", 2, TABLE + 1)
+    print(libraries[-1].launches)
+for library in libraries:
+    lists(caller(library), "restore_", 2, TABLE + 1)
+    print(library.launches)
+"""
+
+
+@pytest.mark.parametrize("order", [("", "-long-tables"), ("-long-tables", "")])
+def test_two_libraries_in_one_process(emulated, order):
+    """Each is called by its own key, whichever was loaded last."""
+    paths = [emulated(suffix).path for suffix in order]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_BOTH, *paths], cwd=HERE, capture_output=True, text=True, timeout=300
+    )
+    kernels = [1 if suffix else 2 for suffix in order]
+    assert done.stdout.split() == [str(n) for n in [*kernels, *(2 * n for n in kernels)]], done.stderr

@@ -1,21 +1,18 @@
 """SAMOptimizer: to schedulers, hooks, checkpoints and loops it is the optimizer that it wraps."""
 
-import copy
-import io
-import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_same_state, same_bits
+from helpers import same_bits
 from test_sam import assert_untouched, batch, closure_of, mlp, snapshot
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ausam_ext import ADLP, SAM, VSAM
+from ausam_ext import ADLP, SAM, VSAM, guards
 from ausam_ext.integrations import SAMOptimizer
 
 METHODS = {
@@ -177,41 +174,6 @@ def test_schedulers_attach_to_the_adapter(method, schedule):
     assert same_weights(*weights)
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
-def test_a_saved_run_goes_on_bit_for_bit(method, stop):
-    """Moments, and for vSAM the PSF, the rate and the decisions; read back as `weights_only`."""
-    (x, y), make = batch(), lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, amsgrad=True)
-    whole = mlp()
-    optimizer = SAMOptimizer(make(whole), method(whole))
-    for step in range(10):
-        if step == stop:
-            file = io.BytesIO()
-            torch.save({"model": whole.state_dict(), "optimizer": optimizer.state_dict()}, file)
-        optimizer.step(zeroing(optimizer, whole, x, y))
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    resumed = mlp(seed=5)
-    other = SAMOptimizer(make(resumed), method(resumed))
-    resumed.load_state_dict(saved["model"])
-    other.load_state_dict(saved["optimizer"])
-    assert_same_state(other.state_dict(), saved["optimizer"])
-    for _ in range(stop, 10):
-        other.step(zeroing(other, resumed, x, y))
-    assert same_weights(resumed, whole)
-    assert_same_state(other.state_dict(), optimizer.state_dict())
-
-
-def test_a_state_without_that_of_vsam_is_refused():
-    model = mlp()
-    optimizer = SAMOptimizer(sgd(model), METHODS["VSAM"](model))
-    with pytest.raises(KeyError, match="sam: the state of VSAM is missing"):
-        optimizer.load_state_dict(sgd(model, lr=7.0).state_dict())
-    assert optimizer.param_groups[0]["lr"] == 0.1
-    plain = SAMOptimizer(sgd(model), SAM(model))
-    plain.load_state_dict(sgd(model, lr=7.0).state_dict())  # SAM itself has none
-    assert plain.param_groups[0]["lr"] == 7.0
-
-
 def test_step_without_a_closure_says_what_to_do():
     model, (x, y) = mlp(), batch()
     optimizer = SAMOptimizer(sgd(model), SAM(model))
@@ -220,6 +182,116 @@ def test_step_without_a_closure_says_what_to_do():
     with pytest.raises(RuntimeError, match=r"step\(\): SAM runs the closure twice; .*sam.perturbed\(\)"):
         optimizer.step()
     assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)])
+def test_nor_is_it_done_at_a_rate_of_zero(lr):
+    """Where a schedule begins. Only what changes nothing but the state is done without a closure."""
+    model, (x, y) = mlp(), batch()
+    optimizer = SAMOptimizer(torch.optim.Adam(model.parameters(), lr=lr, foreach=False), SAM(model))
+    with pytest.raises(RuntimeError, match=r"step\(\): SAM runs the closure twice"):
+        optimizer.step()  # no gradients at all
+    closure_of(model, x, y)()
+    with pytest.raises(RuntimeError, match=r"step\(\): SAM runs the closure twice"):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=r"step\(\): SAM runs the closure twice"):
+        optimizer.step()  # has a state now
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_closure_that_gives_no_gradient(method, adapted, in_place):
+    """To every optimizer of PyTorch that is a step which does nothing, of which its hooks hear."""
+    model, (x, y), seen = mlp(), batch(), []
+    base = sgd(model, momentum=0) if in_place else sgd(model, weight_decay=0.1)
+    sam = method(model)
+    optimizer = SAMOptimizer(base, sam) if adapted else base
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+
+    def closure():
+        optimizer.zero_grad(set_to_none=not in_place)
+        return F.cross_entropy(model(x), y)
+
+    closure_of(model, x, y)()
+    before, expected = snapshot(model), F.cross_entropy(model(x), y)
+    for _ in range(2):
+        assert same_bits(optimizer.step(closure), expected)
+    assert_untouched(model, before)
+    assert seen == ["before", "after"] * 2 and not optimizer.state
+    if adapted:
+        assert optimizer.loss_perturbed is None and sam not in guards.INSIDE
+        if isinstance(sam, VSAM):
+            assert sam.state_dict()["progress"] == [0, 0, 0, 0]  # no iteration has ended
+        optimizer.step(zeroing(optimizer, model, x, y))
+        assert optimizer.loss_perturbed is not None
+
+
+def test_zeros_that_the_closure_leaves_are_no_gradient(method):
+    """The plain optimizer steps with them: weight decay acts."""
+    weights = []
+    for adapted in (True, False):
+        model, loss = mlp(), torch.tensor(3.0)
+        base = sgd(model, weight_decay=0.1)
+        optimizer = SAMOptimizer(base, method(model)) if adapted else base
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        assert optimizer.step(lambda loss=loss: loss) == 3.0
+        weights.append(model)
+    assert same_weights(*weights) and not same_weights(weights[0], mlp())
+    model[0].bias.grad = torch.ones(16)  # which no backward pass of the closure gives
+    with pytest.raises(RuntimeError, match="the closure did not clear the gradients"):
+        SAMOptimizer(base, method(model)).step(lambda: loss)
+
+
+def test_what_a_frozen_weight_still_holds_is_no_gradient(method):
+    model, (x, y) = mlp(), batch()
+    base = torch.optim.SGD(model[4].parameters(), lr=0.1)
+    optimizer = SAMOptimizer(base, method(model))
+    model[2].bias.requires_grad_(False).grad = torch.ones(16)
+    before = snapshot(model)
+    optimizer.step(lambda: F.cross_entropy(model(x), y))
+    assert_untouched(model, before)
+
+
+def test_one_gradient_is_enough_for_both_passes(method):
+    """Also that of a weight which the optimizer does not train; a second pass without any is refused."""
+    model, (x, y), calls = mlp(), batch(), []
+    optimizer = SAMOptimizer(torch.optim.SGD(model[4].parameters(), lr=0.1), method(model))
+
+    def closure():
+        calls.append(0)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        if len(calls) == 1:
+            model[0].bias.grad = torch.autograd.grad(loss, model[0].bias)[0]
+        return loss
+
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=r"perturbed\(\): no backward\(\) ran inside"):
+        optimizer.step(closure)
+    assert len(calls) == 2
+    assert_untouched(model, before)
+
+
+def test_weights_that_sam_was_not_given_are_named_once():
+    model, centres, (x, y) = mlp(), nn.Linear(2, 3), batch()
+    both = [*model.named_parameters(), *((f"centres.{n}", p) for n, p in centres.named_parameters())]
+    with pytest.warns(UserWarning, match=r"^optimizer: .* got also centres\.weight, centres\.bias, ") as seen:
+        SAMOptimizer(torch.optim.SGD(both, lr=0.1), SAM(model))
+    assert len(seen) == 1 and seen[0].filename == __file__
+    many = [{"params": model.parameters()}, {"params": [nn.Parameter(torch.ones(2, i)) for i in range(12)]}]
+    name = r'param_groups\[1\]\["params"\]\[{0}\] of shape \(2, {0}\)'
+    named = f"got also {', '.join(name.format(i) for i in range(10))}, and 2 more, "
+    with pytest.warns(UserWarning, match=named):
+        SAMOptimizer(torch.optim.SGD(many, lr=0.1), SAM(model))
+    optimizer = SAMOptimizer(sgd(model), SAM(model))
+    with pytest.warns(UserWarning, match=named) as seen:
+        optimizer.add_param_group({"params": many[1]["params"]})
+    assert len(seen) == 1 and seen[0].filename == __file__
+    optimizer.step(zeroing(optimizer, model, x, y))  # said once
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -239,11 +311,7 @@ def test_gradients_of_earlier_batches_are_not_mixed_into_one_pass(method, in_pla
         optimizer.step(accumulate)
     assert_untouched(model, before)
     optimizer.zero_grad(set_to_none=not in_place)
-    if not in_place:
-        optimizer.step(accumulate)  # cleared before the step does as well: there is nothing to mix
-    else:
-        with pytest.raises(RuntimeError, match="the closure did not clear the gradients"):
-            optimizer.step(accumulate)
+    optimizer.step(accumulate)  # cleared before the step does as well: there is nothing to mix
 
     def closure():
         optimizer.zero_grad(set_to_none=not in_place)
@@ -290,19 +358,6 @@ def test_what_the_optimizer_does_not_train_is_cleared_too(method):
         sam.backward(closure_of(twin, x, y))  # model.zero_grad()
         plain.step()
         assert same_weights(model, twin)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_are_adapters_too(method, duplicate):
-    model, (x, y) = mlp(), batch()
-    optimizer = SAMOptimizer(sgd(model), method(model))
-    optimizer.step(zeroing(optimizer, model, x, y))
-    other, twin = duplicate((model, optimizer))
-    assert twin.sam.model is other and twin.param_groups[0]["params"][0] is other[0].weight
-    for _ in range(4):
-        optimizer.step(zeroing(optimizer, model, x, y))
-        twin.step(zeroing(twin, other, x, y))
-    assert same_weights(model, other)
 
 
 def test_hooks_run_once_with_the_sam_gradient(method):

@@ -174,7 +174,7 @@ def test_an_optimizer_that_trains_what_no_sam_was_given(pair, named):
     model, _, params, _, run = pair
     optimizer = torch.optim.SGD(list(params.items()) if named else list(params.values()), lr=0.1)
     sam = SAM(model)
-    name = "criterion.weight" if named else r"param_groups\[0\]\['params'\]\[6\] of shape \(3, 3\)"
+    name = "criterion.weight" if named else r"param_groups\[0\]\[\"params\"\]\[6\] of shape \(3, 3\)"
     run().backward()
     with sam.perturbed():
         run().backward()

@@ -1,5 +1,7 @@
 """A ``torch.optim.Optimizer`` whose ``step(closure)`` is a SAM step of another optimizer."""
 
+import sys
+import warnings
 from inspect import signature
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 from .. import guards
 from ..sam import SAM, Closure
+from ..sharding import local
 from ..vsam import VSAM
 
 _NO_CLOSURE = (
@@ -15,10 +18,14 @@ _NO_CLOSURE = (
     "backward and returns its loss. Where the loop has none, step the wrapped optimizer after "
     "`with sam.perturbed():`"
 )
-_NOT_CLEARED = (
-    "step(closure): the closure did not clear the gradients, so that its two passes would not be of the "
-    "same batches; call zero_grad() of this optimizer in it, and accumulate over several batches inside it"
-)
+_OWN = ("optimizer", "sam", "loss_perturbed", "_options")  # attributes
+
+
+class _NoGradient(Exception):
+    """Ends the first pass of a closure that ran no backward()."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self.loss = loss
 
 
 class SAMOptimizer(Optimizer):
@@ -34,9 +41,13 @@ class SAMOptimizer(Optimizer):
     ``param_groups``, ``state``, ``defaults``, hooks and every other attribute are those of ``optimizer``, the
     same objects. Its hooks run around its own step, once, when ``.grad`` holds the SAM gradient: the place to
     clip. ``state_dict()`` is the optimizer's, and for :class:`VSAM` has its state in addition, as ``"sam"``.
+    ``get_state_dict`` and ``set_state_dict`` of ``torch.distributed.checkpoint`` take it with them, but with
+    ``flatten_optimizer_state_dict=True`` save ``sam.state_dict()`` as an entry of its own. Copies and pickles
+    keep what those of any optimizer do: no hooks, and no scheduler.
 
     Args:
-        optimizer: any but LBFGS, which calls its closure at weights that it chooses itself.
+        optimizer: any but LBFGS, which calls its closure at weights that it chooses itself. Its weights that
+            ``sam`` was not given are named in a warning.
         sam: of the model that ``optimizer`` trains. If it has a ``scaler``, the closure scales the loss, the
             scaler steps the optimizer, and ``scaler.update()`` after ``step(closure)`` remains to be called.
         options: those of ``sam.backward``, such as ``same_masks=True``.
@@ -45,6 +56,10 @@ class SAMOptimizer(Optimizer):
         optimizer, sam: what was given.
         loss_perturbed: what ``sam.backward`` returned as such in the last step; None before the first.
     """
+
+    # In step(closure): the gradient that one weight had, and its version after it was cleared.
+    _before: Tensor | None = None
+    _version = 0
 
     def __init__(self, optimizer: Optimizer, sam: SAM, **options: Any) -> None:
         # Not the constructor above this one: it would make groups, state and hooks of its own.
@@ -57,14 +72,16 @@ class SAMOptimizer(Optimizer):
         if not guards.trains(optimizer, list(sam.model.parameters())):
             raise ValueError("optimizer: expected parameters of the model that sam was made with, got none")
         signature(sam.backward).bind(None, **options)
+        _warn_of_others(optimizer, optimizer.param_groups, sam)
         self.optimizer = optimizer
         self.sam = sam
         self.loss_perturbed: Tensor | None = None
         self._options = options
-        self._cleared = False
+        self._take_direction()
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        # Not what others put here, such as the step() of a scheduler, which is bound to this object.
+        return {name: self.__dict__[name] for name in _OWN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -98,7 +115,7 @@ class SAMOptimizer(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.optimizer.defaults = defaults
 
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """One step of the optimizer with the SAM gradient.
 
         Args:
@@ -106,63 +123,153 @@ class SAMOptimizer(Optimizer):
                 called once or twice, with gradients enabled.
 
         Returns:
-            The loss at ``w``, detached.
+            The loss at ``w``, detached. If the closure gave no weight a gradient, there is no second pass,
+            and the optimizer steps as it does without gradients.
 
         Raises:
             RuntimeError: there is no closure, or it did not clear gradients that were there. No weight is
                 changed.
         """
         if closure is None:
-            raise RuntimeError(_NO_CLOSURE)
+            if not self._is_primed():
+                raise RuntimeError(_NO_CLOSURE)
+            self.optimizer.step()
+            return None
         # The smallest: as long as it is held, its memory is not free.
         held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         probe = min(held, key=Tensor.numel, default=None)
-        before = None if probe is None else probe.grad
-        self._cleared = False
+        before = self._before = None if probe is None else probe.grad
+        self._version = 0 if before is None else before._version
+        first = True
 
         def checked() -> Tensor:
-            nonlocal probe
+            nonlocal probe, first
             loss = closure()
-            if probe is not None and probe.grad is before and not self._cleared:
-                raise RuntimeError(_NOT_CLEARED)
-            probe = None
+            if first and isinstance(loss, Tensor):
+                unheard = before is not None and before._version == self._version
+                added = not (unheard and probe is not None and probe.grad is before)
+                if not self._has_gradient(added):
+                    raise _NoGradient(loss.detach())
+            probe, self._before, first = None, None, False
             return loss
 
-        loss, self.loss_perturbed = self.sam.backward(checked, **self._options)
+        try:
+            loss, self.loss_perturbed = self.sam.backward(checked, **self._options)
+        except _NoGradient as nothing:
+            loss, self.loss_perturbed = nothing.loss, None
         if self.sam.scaler is None:
             self.optimizer.step()
         else:
             self.sam.scaler.step(self.optimizer)
         return loss
 
+    def _has_gradient(self, added: bool) -> bool:
+        """Whether a weight has one. If nothing was ``added``, it counts only if it is not zero."""
+        weights = (*self.sam._params, *(p for group in self.param_groups for p in group["params"]))
+        grads = [p.grad for p in weights if p.requires_grad and p.grad is not None]
+        return bool(grads) if added else any(bool(local(grad).any()) for grad in grads)
+
+    def _is_primed(self) -> bool:
+        """Whether a step can only make the state, as ``torch.distributed.checkpoint`` has any optimizer do
+        before it saves or loads: none there, every gradient and learning rate zero."""
+        groups = self.param_groups
+        if self.state or any(group.get("lr", 0.0) != 0.0 for group in groups):
+            return False
+        trained = [p for group in groups for p in group["params"] if p.requires_grad]
+        return all(p.grad is not None and not local(p.grad).any() for p in trained)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the optimizer and of the whole model: all enter the next direction."""
         self.sam.model.zero_grad(set_to_none)
         self.optimizer.zero_grad(set_to_none)
-        self._cleared = True
+        if self._before is not None:
+            self._version = self._before._version
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.optimizer.add_param_group(param_group)
+        _warn_of_others(self.optimizer, self.optimizer.param_groups[-1:], self.sam)
+        self._take_direction()
+
+    def _take_direction(self) -> None:
+        """SAM looks at the worst neighbour in the sense of the optimizer's groups."""
+        own = set(map(id, self.sam._perturbed))
+        flags = {
+            group["maximize"]
+            for group in self.param_groups
+            if "maximize" in group and any(id(p) in own for p in group["params"])
+        }
+        if len(flags) > 1:
+            raise ValueError(
+                "optimizer: expected one value of maximize for all weights that SAM perturbs, got both; give "
+                "SAM those of one by params="
+            )
+        self.sam.maximize = flags.pop() if flags else self.sam.maximize
 
     def state_dict(self) -> dict[str, Any]:
         state = self.optimizer.state_dict()
-        return {**state, "sam": self.sam.state_dict()} if isinstance(self.sam, VSAM) else state
+        if not isinstance(self.sam, VSAM):
+            return state
+        sam = self.sam.state_dict()
+        if _is_for_checkpoint():
+            # It takes no entries but two; a group it keeps whole, together with its parameters.
+            groups = list(state["param_groups"])
+            i = next((i for i, group in enumerate(groups) if group["params"]), 0)
+            groups[i] = {**groups[i], "sam": sam}
+            return {**state, "param_groups": groups}
+        return {**state, "sam": sam}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`.
+        """Restores :meth:`state_dict`. If this raises, nothing is changed.
 
         Raises:
-            KeyError: ``sam`` is a :class:`VSAM` whose state is missing. Nothing is changed.
+            KeyError: ``sam`` is a :class:`VSAM` whose state is missing.
             ValueError: as for the optimizer and :class:`VSAM`.
         """
         state = dict(state_dict)
-        if isinstance(self.sam, VSAM):
-            if "sam" not in state:
-                raise KeyError(
-                    "sam: the state of VSAM is missing: was it saved by the wrapped optimizer alone?"
-                )
-            self.sam.load_state_dict(state.pop("sam"))
-        self.optimizer.load_state_dict(state)
+        sam = state.pop("sam", None)
+        if any("sam" in group for group in state["param_groups"]):
+            sam = next(group["sam"] for group in state["param_groups"] if "sam" in group)
+            state["param_groups"] = [
+                {key: value for key, value in group.items() if key != "sam"}
+                for group in state["param_groups"]
+            ]
+        if sam is None and isinstance(self.sam, VSAM):
+            raise KeyError(
+                "sam: the state of VSAM is missing: was it saved by the wrapped optimizer alone, or with "
+                "flatten_optimizer_state_dict=True?"
+            )
+        before = self.optimizer.state, self.optimizer.param_groups
+        try:
+            self.optimizer.load_state_dict(state)  # into new ones
+            if isinstance(self.sam, VSAM):
+                self.sam.load_state_dict(sam)
+        except BaseException:
+            self.optimizer.state, self.optimizer.param_groups = before
+            raise
+        self._take_direction()
 
     def __repr__(self) -> str:
         return f"SAMOptimizer({self.optimizer!r}, {type(self.sam).__name__})"
+
+
+def _warn_of_others(optimizer: Optimizer, groups: list[dict[str, Any]], sam: SAM) -> None:
+    known = set(map(id, sam._params))
+    others = [p for group in groups for p in group["params"] if id(p) not in known]
+    if others:
+        warnings.warn(
+            "optimizer: expected weights of what sam was made with, got also "
+            f"{guards.names_of(optimizer, others)}, which SAM does not perturb, and whose gradients of both "
+            "passes add up unless the closure clears them; make SAM with all modules, as in "
+            "SAM([model, criterion])",
+            stacklevel=3,
+        )
+
+
+def _is_for_checkpoint() -> bool:
+    """Whether ``torch.distributed.checkpoint.state_dict`` asks, through wrappers or not."""
+    frame = sys._getframe(1)
+    while (caller := frame.f_back) is not None:
+        if caller.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict":
+            return True
+        frame = caller
+    return False

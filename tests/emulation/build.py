@@ -26,6 +26,8 @@ VARIANTS = {
 }
 
 LONG_TABLES = "-long-tables"  # appended to a variant: as CUDA 12.1 and later compile list.cuh
+# One dispatch key for each that a process may load: the last library under a key serves all its calls.
+KEYS = {False: "PrivateUse1", True: "PrivateUse2"}  # by whether the tables are long
 
 
 def compiler():
@@ -136,7 +138,7 @@ def _link(name, sources, runtime, folder, variant, flags, libraries):
     folder.mkdir(parents=True, exist_ok=True)
     long_tables, variant = variant.endswith(LONG_TABLES), variant.removesuffix(LONG_TABLES)
     headers = [p.read_text() for at in (HERE, CSRC) for p in sorted(at.rglob("*.*h"))]
-    common = [*FLAGS, *VARIANTS[variant], "-I", HERE]
+    common = [*FLAGS, *VARIANTS[variant], "-I", HERE, f"-DEMULATION_KEY={KEYS[long_tables]}"]
     if long_tables:
         common.append("-DCUDART_VERSION=12010")
     with ThreadPoolExecutor(2) as pool:

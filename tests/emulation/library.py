@@ -16,6 +16,12 @@ class Library:
         self.c.emulation_set_schedule.argtypes = [ctypes.c_int, ctypes.c_uint64]
         self.c.emulation_set_schedule.restype = None
 
+    @property
+    def key(self):
+        """The dispatch key of this library's operators, and of no other's."""
+        self.c.emulation_key.restype = ctypes.c_char_p
+        return self.c.emulation_key().decode()
+
     def schedule(self, kind, seed=0):
         """The order in which threads and blocks run from now on."""
         self.c.emulation_set_schedule(kind, seed)

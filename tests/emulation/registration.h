@@ -1,5 +1,5 @@
-// Included before every launcher: registers the emulated kernels where no real ones can be, under
-// the key PrivateUse1. Whatever of torch names CUDA otherwise has to be included first.
+// Included before every launcher: registers the emulated kernels where no real ones can be. Whatever
+// of torch names CUDA otherwise has to be included first.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -8,4 +8,4 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#define CUDA PrivateUse1
+#define CUDA EMULATION_KEY

@@ -7,6 +7,12 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+
+// What the operators are registered under.
+EXPORT const char* emulation_key() { return TEXT(EMULATION_KEY); }
+
 EXPORT const char* emulation_error();
 extern "C" int32_t aoti_torch_get_numel(void* tensor, int64_t* numel);
 
