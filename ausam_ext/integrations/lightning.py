@@ -52,9 +52,10 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self.batches = batches
         self.sam: SAM | None = None
         self._sam_state: dict[str, Any] | None = None  # of a checkpoint, until there is a `sam`
-        self._inputs: list[tuple[Any, int]] = []  # batches of this step
-        self._records: list[tuple[Tensor, Tensor]] = []  # index and loss of the first pass, or of the second
-        self._recorded = 0  # how many of them are of earlier batches
+        self._input: tuple[Any, int] | None = None  # the batch and its number
+        self._records: list[tuple[Tensor, Tensor]] = []  # index and loss, of this batch or of the second pass
+        self._accumulated: list[tuple[Any, int]] = []  # what this step's gradient is of
+        self._first: list[tuple[Tensor, Tensor]] = []  # and the records of its first pass
 
     def record(self, index: Tensor, loss: Tensor) -> None:
         """Call it in ``training_step``: notes per-sample losses for AUSAM's table.
@@ -84,7 +85,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             )
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise TypeError(f"SAMCallback: {guards.LBFGS_REFUSED}")
-        self._inputs, self._records = [], []  # an earlier run may have been interrupted
+        self._forget()  # an earlier run may have been interrupted
         self.sam = self.make(pl_module)
         if not isinstance(self.sam, SAM):
             raise TypeError(f"make: expected it to return a SAM or VSAM, got {self.sam!r}")
@@ -97,23 +98,32 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             self.batches.set_epoch(trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._inputs.append((batch, batch_idx))
-        self._recorded = len(self._records)
+        self._input, self._records = (batch, batch_idx), []
 
     def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """A step begins with the batch whose loss was just computed; those before have no part in it."""
-        del self._inputs[:-1], self._records[: self._recorded]
+        """A step begins: what was accumulated before and not stepped has no part in it."""
+        self._accumulated, self._first = [], []
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for p in pl_module.parameters():
             if id(p) not in trained:
                 p.grad = None  # it is part of the direction, and no zero_grad() clears it
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """The batch takes part in the step: without a loss, or where nothing is trained, it would not."""
+        if self._input is not None:  # the first pass
+            self._accumulated.append(self._input)
+            self._first += self._records
+            self._input = None
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         assert self.sam is not None
-        first, inputs = self._records, self._inputs
-        self._records, self._inputs, self._recorded = [], [], 0
-        if all(p.grad is None for p in pl_module.parameters()):
-            return  # training_step gave no loss
+        inputs, first = self._accumulated, self._first
+        self._forget()
+        if not inputs:
+            # training_step gave no loss, or the epoch only collects statistics for averaged weights, at whose
+            # end Lightning steps all the same, with the gradient of the last step that trained.
+            optimizer.zero_grad()
+            return
         if self.batches is not None and not first:
             raise RuntimeError(
                 "training_step: expected it to call SAMCallback.record(index, loss), without which AUSAM's "
@@ -132,6 +142,9 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             index, loss = (torch.cat(parts) for parts in zip(*first, strict=True))
             _, loss_perturbed = (torch.cat(parts) for parts in zip(*second, strict=True))
             self.batches.adlp.update(index, loss, loss_perturbed)
+
+    def _forget(self) -> None:
+        self._input, self._records, self._accumulated, self._first = None, [], [], []
 
     def _second_pass(self, trainer: Any, pl_module: Any, optimizer: Any, batch: Any, batch_idx: int) -> None:
         arguments = [batch]

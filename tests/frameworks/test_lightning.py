@@ -84,12 +84,24 @@ def fit(tmp_path, model, callbacks, loader, trainer=L.Trainer, ckpt_path=None, *
     return trainer
 
 
-def written_out(method, data, accumulate=1, clip=None, dtype=None, batch_size=30, epochs=3, left_out=()):
+def written_out(
+    method,
+    data,
+    accumulate=1,
+    clip=None,
+    dtype=None,
+    batch_size=30,
+    epochs=3,
+    left_out=(),
+    before_epoch=lambda net: None,
+    after_step=lambda net: None,
+):
     """The same training without Lightning. ``left_out``: (epoch, batch)es that are not trained on."""
     net = network()
     optimizer, sam = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), METHODS[method](net)
     batches, losses = list(DataLoader(data, batch_size=batch_size)), []
     for epoch in range(epochs):
+        before_epoch(net)
         trained = [batch for i, batch in enumerate(batches) if (epoch, i) not in left_out]
         for start in range(0, len(trained), accumulate):
             part = trained[start : start + accumulate]
@@ -113,6 +125,7 @@ def written_out(method, data, accumulate=1, clip=None, dtype=None, batch_size=30
                 nn.utils.clip_grad_norm_(net.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
+            after_step(net)
     return net, losses
 
 
@@ -255,7 +268,7 @@ def ausam(tmp_path, method="VSAM", accumulate=1, **options):
     epochs = ModelCheckpoint(tmp_path, "end-{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     options = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate, **options}
     trainer = fit(tmp_path, model, [callback, save, epochs], loader, **options)
-    assert not callback._inputs and not callback._records
+    assert not callback._accumulated and not callback._first
     return {
         "net": model.net.state_dict(),
         "callback": callback.state_dict(),
