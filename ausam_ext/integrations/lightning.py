@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 from torch.utils.data import DataLoader
 
@@ -83,12 +84,30 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                 f"SAMCallback: precision {trainer.precision!r} looks for overflow between the two passes; "
                 "use 'bf16-mixed', or manual optimization with SAM(scaler=trainer.precision_plugin.scaler)"
             )
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise TypeError(
+                "SAMCallback: training_step(dataloader_iter) takes its batches itself, which the second pass "
+                "cannot do again; use training_step(batch)"
+            )
+        for kind in type(trainer.strategy).__mro__:
+            if kind.__name__ in (
+                "DeepSpeedStrategy",
+                "FSDPStrategy",
+            ):  # told without what they need installed
+                raise TypeError(
+                    f"SAMCallback: {kind.__name__} keeps weights and gradients where SAM does not find them; "
+                    "use 'ddp', or ModelParallelStrategy with fully_shard in configure_model"
+                )
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise TypeError(f"SAMCallback: {guards.LBFGS_REFUSED}")
         self._forget()  # an earlier run may have been interrupted
         self.sam = self.make(pl_module)
         if not isinstance(self.sam, SAM):
             raise TypeError(f"make: expected it to return a SAM or VSAM, got {self.sam!r}")
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            self.sam._ddp = (
+                trainer.strategy.model
+            )  # make() saw what it wraps; vSAM compares over its processes
         if self.batches is not None:
             self.batches.adlp.to(pl_module.device)
         self._load_sam_state()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from helpers import assert_same_state, same_bits
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, StackDataset, TensorDataset
@@ -28,6 +29,7 @@ pytestmark = [
         ".*tensorboardX",
         ".*is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",
+        "You are using the `dataloader_iter` step flavor",
     )
 ]
 
@@ -341,6 +343,19 @@ def test_batches_that_are_chosen_in_training_step(tmp_path):
     assert batches.adlp.count.sum() == 210 + 2 * 7 * 15
 
 
+class TakesItsBatches(Net):
+    def training_step(self, dataloader_iter):
+        return super().training_step(*next(dataloader_iter)[:2])
+
+
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """Stands for the one that needs a package of its own."""
+
+
+class FSDPStrategy(SingleDeviceStrategy):
+    """Stands for the one that needs a GPU."""
+
+
 class Manual(Net):
     def __init__(self):
         super().__init__()
@@ -355,6 +370,11 @@ def test_what_is_refused(tmp_path):
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(TypeError, match="use 'bf16-mixed', or manual optimization"):
         fit(tmp_path, Net(), callbacks, loader, plugins=[scaled])
+    with pytest.raises(TypeError, match=r"SAMCallback: training_step\(dataloader_iter\)"):
+        fit(tmp_path, TakesItsBatches(), callbacks, loader)
+    for strategy in (DeepSpeedStrategy, FSDPStrategy):
+        with pytest.raises(TypeError, match=f"SAMCallback: {strategy.__name__} keeps weights"):
+            fit(tmp_path, Net(), callbacks, loader, strategy=strategy(), accelerator="auto")
     with pytest.raises(TypeError, match="SAMCallback: LBFGS"):
         fit(tmp_path, Net(torch.optim.LBFGS), callbacks, loader)
     with pytest.raises(TypeError, match="make: expected it to return a SAM or VSAM"):
