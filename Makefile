@@ -77,15 +77,12 @@ clean:
 	$(BIN)/pip install -q --no-build-isolation '.[$*]'
 	touch $@
 
-# build/lib would keep modules that are gone from the source tree.
 .venv/installed: $(SOURCES) | .venv/torch
-	rm -rf build/lib*
 	$(BIN)/pip install -q --no-build-isolation --no-deps .
 	touch $@
 
 .venv-frameworks/ready: $(SOURCES)
 	$(PYTHON) -m venv .venv-frameworks
-	rm -rf build/lib*
 	.venv-frameworks/bin/pip install -q '$(TORCH)' setuptools pybind11 ninja
 	.venv-frameworks/bin/pip install -q --no-build-isolation '.[frameworks]'
 	touch $@

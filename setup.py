@@ -4,36 +4,59 @@
 needed; only where there is none does the build ask for one.
 """
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
-from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.build_meta import *  # noqa: F403  the hooks that pip calls
-from setuptools.build_meta import get_requires_for_build_wheel as _requires
+try:
+    from setuptools import Extension, setup
+    from setuptools.build_meta import *  # noqa: F403  the hooks that pip calls
+    from setuptools.build_meta import get_requires_for_build_wheel as _requires
+    from setuptools.command.build_py import build_py
+except ImportError:
+    sys.exit("ausam_ext: the build needs setuptools: pip install setuptools pybind11 ninja")
 
 TORCH = "torch>=2.11"  # the first release with everything that csrc/ uses of the stable ABI
 TARGET = "0x020b000000000000"  # the same as TORCH_TARGET_VERSION: the library runs from there on
+COMPILING = {"bdist_wheel", "editable_wheel", "build", "build_ext", "develop", "install"}
 
-
-def _recent(version: str) -> bool:
-    return tuple(int(part) for part in version.split(".")[:2]) >= (2, 11)
+# Where the interpreter itself finds torch: pip hides that from an isolated build.
+LOOK = """
+import json, os, sys
+from importlib.util import find_spec
+sys.path = [folder for folder in sys.path if folder]
+print(json.dumps([*sys.path, os.path.dirname(os.path.dirname(find_spec("torch").origin))]))
+"""
 
 
 def _find_torch() -> bool:
-    """Makes a recent torch of the target environment importable from an isolated build."""
-    site = sysconfig.get_path("purelib")
-    installed = distributions(name="torch", path=[site])
-    if site not in sys.path and any(_recent(torch.version) for torch in installed):
-        sys.path.append(site)  # last: what the build itself asked for goes first
+    """Makes the torch of the target environment importable from an isolated build; whether it is recent."""
+    if find_spec("torch") is None:
+        usual = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+        look = subprocess.run([sys.executable, "-c", LOOK], env=usual, capture_output=True, text=True)
+        if look.returncode:
+            return False
+        folders = json.loads(look.stdout.splitlines()[-1])
+        sys.path += dict.fromkeys(f for f in folders if f not in sys.path)  # last: the build's own go first
     try:
         import torch
     except ImportError:
         return False
-    return _recent(torch.__version__)
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
+
+
+def _find_ninja() -> bool:
+    """Puts it on the PATH, where an environment that is not activated leaves it out."""
+    if shutil.which("ninja") is None and find_spec("ninja"):
+        import ninja
+
+        os.environ["PATH"] += os.pathsep + ninja.BIN_DIR
+    return shutil.which("ninja") is not None
 
 
 def _missing_toolkit() -> str | None:
@@ -54,14 +77,30 @@ def get_requires_for_build_wheel(config_settings=None):
 get_requires_for_build_editable = get_requires_for_build_wheel
 
 
-def _extensions():
+class BuildPy(build_py):
+    """Starts afresh: an earlier build may have left modules and kernels that are gone now."""
+
+    def run(self):
+        built = Path(self.build_lib, "ausam_ext").resolve()
+        if not self.editable_mode and built != Path("ausam_ext").resolve():
+            shutil.rmtree(built, ignore_errors=True)
+        super().run()
+
+
+def _build():
+    """What setup() is to build besides the modules."""
+    python_alone = {"cmdclass": {"build_py": BuildPy}}
+    if not COMPILING & set(sys.argv):
+        return python_alone  # an sdist, or metadata
     if missing := _missing_toolkit():
+        if os.environ.get("FORCE_CUDA") == "1":
+            sys.exit(f"ausam_ext: FORCE_CUDA=1 was set, and {missing}")
         print(f"ausam_ext: {missing}. Installing without compiled kernels.", file=sys.stderr)
-        return {}
-    if not _find_torch():
-        if {"bdist_wheel", "editable_wheel"} & set(sys.argv):
-            sys.exit(f"ausam_ext: the build needs {TORCH}; --no-build-isolation expects it to be installed")
-        return {}  # an sdist, or metadata: nothing to compile
+        return python_alone
+    found = {TORCH: _find_torch(), "pybind11": find_spec("pybind11"), "ninja": _find_ninja()}
+    if missing := [name for name, there in found.items() if not there]:
+        install = " ".join(f"'{name}'" if name == TORCH else name for name in missing)
+        sys.exit(f"ausam_ext: the build needs {', '.join(missing)}: pip install {install}")
     import pybind11
     from torch.utils.cpp_extension import include_paths, library_paths
 
@@ -86,7 +125,7 @@ def _extensions():
         language="c++",
     )
     cuda = Extension("ausam_ext._C_cuda", [])  # its sources and flags are in setup_cuda.py
-    return {"ext_modules": [kernels, cuda], "cmdclass": {"build_ext": Build}}
+    return {"ext_modules": [kernels, cuda], "cmdclass": {"build_py": BuildPy, "build_ext": Build}}
 
 
 if __name__ == "__main__":
@@ -94,5 +133,5 @@ if __name__ == "__main__":
         license="Apache-2.0",  # not in pyproject.toml: old and new setuptools want it in two forms there
         packages=["ausam_ext", "ausam_ext.demo", "ausam_ext.integrations"],
         package_data={"ausam_ext": ["py.typed"]},
-        **_extensions(),
+        **_build(),
     )

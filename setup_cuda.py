@@ -1,10 +1,12 @@
-"""How setup.py builds csrc/cuda.
+"""How setup.py builds csrc, and csrc/cuda in particular.
 
 Any CUDA toolkit will do, whatever CUDA torch is built with: the library has CUDA's runtime inside, needs the
 driver alone, and reaches torch through its stable ABI. So nvcc is called without torch's own build, which
 refuses a toolkit of another major version.
 """
 
+import ast
+import hashlib
 import os
 import re
 import shutil
@@ -90,11 +92,21 @@ def command(toolkit: Toolkit, archs: list[str], target: str) -> list[str]:
     ]
 
 
+def schemas() -> str:
+    """What library.py tells kernels of other schemas by, read without torch's operators being defined."""
+    for statement in ast.parse((ROOT / "ausam_ext" / "library.py").read_text()).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "_SCHEMAS":
+            return hashlib.sha256(ast.literal_eval(statement.value).encode()).hexdigest()
+    raise AssertionError("ausam_ext/library.py assigns no _SCHEMAS")
+
+
 def one_source(folder: Path, heading: str = "") -> Path:
     """All launchers in one file: the headers that each includes cost more to compile than its kernels."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "kernels.cu"
     text = f"// {heading}\n" + "".join(f'#include "{path}"\n' for path in sorted(ROOT.glob("csrc/cuda/*.cu")))
+    text += 'extern __attribute__((visibility("default"))) const char ausam_schemas[];\n'  # as in module.cpp
+    text += f'const char ausam_schemas[] = "{schemas()}";\n'
     if not source.exists() or source.read_text() != text:
         source.write_text(text)
     return source
@@ -165,9 +177,15 @@ class Build(BuildExtension):
             target = dict(kernels.define_macros)["TORCH_TARGET_VERSION"]
             facts["BUILT_WITH_CUDA"], facts["CUDA_ARCHS"] = build(out, Path(self.build_temp) / "cuda", target)
         except Unfit as unfit:
+            if os.environ.get("FORCE_CUDA") == "1":
+                sys.exit(
+                    f"ausam_ext: FORCE_CUDA=1 was set, and the CUDA kernels cannot be built: {unfit}. "
+                    "Without FORCE_CUDA it installs without them."
+                )
             facts["NO_CUDA"] = str(unfit)
             print(f"ausam_ext: {unfit}. Installing without CUDA kernels.", file=sys.stderr)
             out.unlink(missing_ok=True)  # an earlier build's
+        facts["SCHEMAS"] = schemas()
         kernels.define_macros += [(f"AUSAM_{name}", _literal(text)) for name, text in facts.items()]
         super().build_extensions()
         if out.exists():

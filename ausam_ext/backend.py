@@ -2,11 +2,15 @@
 
 import ctypes
 import os
+import warnings
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Backend(NamedTuple):
@@ -16,10 +20,14 @@ class Backend(NamedTuple):
 
 _REINSTALL = "reinstall ausam_ext with pip's --force-reinstall --no-deps --no-cache-dir"
 _loaded: dict[str, Backend] = {}
+_unsaid: set[str] = set()  # devices whose fall-back to the reference is still to be warned of
 
 
-def load() -> None:
-    """Registers the compiled kernels with the dispatcher, unless ``AUSAM_EXT_BACKEND=reference``."""
+def load(stamp: str) -> None:
+    """Registers the compiled kernels with the dispatcher, unless ``AUSAM_EXT_BACKEND=reference``.
+
+    Those that were built for other schemas, and lack the ``stamp`` of these, would misread their arguments.
+    """
     choice = os.environ.get("AUSAM_EXT_BACKEND", "")
     if choice not in ("", "reference"):
         raise ValueError(f"AUSAM_EXT_BACKEND: expected 'reference' or nothing, got {choice!r}")
@@ -27,36 +35,53 @@ def load() -> None:
         forced = Backend("reference", "AUSAM_EXT_BACKEND=reference is set")
         _loaded.update(cpu=forced, cuda=forced)
         return
-    _loaded["cpu"] = _load_cpu()
-    _loaded["cuda"] = _load_cuda()
+    _loaded["cpu"] = _load_cpu(stamp)
+    _loaded["cuda"] = _load_cuda(stamp)
+    _unsaid.update(device for device, backend in _loaded.items() if backend.kernels == "reference")
 
 
-def _load_cpu() -> Backend:
-    try:
-        import_module("._C", __package__)
-    except ModuleNotFoundError:
+def _other_version(library: Path, stamp: str) -> Backend | None:
+    """Why a library is left alone: to load it would register its kernels."""
+    if stamp.encode() in library.read_bytes():
+        return None
+    here = Path(__file__).parent
+    delete = "delete it and " if library.parent == here else ""
+    return Backend(
+        "reference",
+        f"{library} was built for another version of ausam_ext than {here}: {delete}{_REINSTALL}",
+    )
+
+
+def _load_cpu(stamp: str) -> Backend:
+    found = find_spec("._C", __package__)
+    if found is None or found.origin is None:
         return Backend(
             "reference",
-            "ausam_ext was installed without compiled kernels, because the machine had no C++ compiler "
-            f"or no Python headers: install them (Debian: apt install g++ python3-dev), then {_REINSTALL}",
+            "there are no compiled kernels, as the machine that installed ausam_ext had no C++ compiler or "
+            f"no Python headers: install them (Debian: apt install g++ python3-dev), then {_REINSTALL}",
         )
+    if other := _other_version(Path(found.origin), stamp):
+        return other
+    try:
+        import_module("._C", __package__)
     except ImportError as error:
-        return Backend("reference", f"the compiled kernels do not load: {error}")
+        return Backend("reference", f"the compiled kernels do not load ({error}): {_REINSTALL}")
     return Backend("compiled", "")
 
 
-def _load_cuda() -> Backend:
+def _load_cuda(stamp: str) -> Backend:
     if torch.version.cuda is None:
         return Backend("reference", f"torch {torch.__version__} is built without CUDA")
-    try:
-        build = import_module("._C", __package__)
-    except ImportError:
-        return Backend("reference", _loaded["cpu"].reason)  # they are built together
-    library = next(Path(__file__).parent.glob("_C_cuda*.so"), None)
+    if _loaded["cpu"].kernels == "reference":
+        return _loaded["cpu"]  # they are built together
+    build = import_module("._C", __package__)
+    library = next(Path(str(build.__file__)).parent.glob("_C_cuda*.so"), None)
     if library is None:
         return Backend(
             "reference", f"ausam_ext was installed without CUDA kernels ({build.no_cuda}); {_REINSTALL}"
         )
+    if other := _other_version(library, stamp):
+        return other
     driver, (major, minor) = _cuda_of_driver(), map(int, build.built_with_cuda.split(".")[:2])
     # A driver runs what any toolkit of its major version built, but for kernels with more than 4 KB of
     # arguments, which are CUDA 12.1's.
@@ -72,7 +97,7 @@ def _load_cuda() -> Backend:
         ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"), ctypes.RTLD_GLOBAL)
         torch.ops.load_library(library)
     except OSError as error:
-        return Backend("reference", f"the CUDA kernels do not load: {error}")
+        return Backend("reference", f"the CUDA kernels do not load ({error}): {_REINSTALL}")
     return Backend("compiled", "")
 
 
@@ -84,6 +109,15 @@ def _cuda_of_driver() -> tuple[int, int] | None:
     except OSError:
         return None
     return None if failed else (version.value // 1000, version.value % 1000 // 10)
+
+
+def warn_of_reference(arguments: Tensor | Sequence[Tensor]) -> None:
+    """Says once for each device that the reference serves its tensors, where nobody chose that."""
+    first = arguments if isinstance(arguments, Tensor) else next(iter(arguments), None)
+    if first is not None and (device := first.device.type) in _unsaid:
+        _unsaid.discard(device)
+        message = f"ausam_ext runs on its slower reference on {device}: {_loaded[device].reason}"
+        warnings.warn(message, stacklevel=2)
 
 
 def backends() -> dict[str, Backend]:

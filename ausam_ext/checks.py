@@ -77,6 +77,12 @@ def integer(name: str, value: Any, low: int, high: int | None = None, high_name:
     return value
 
 
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
 def version(state: dict[str, Any], expected: int) -> None:
     if state["version"] != expected:
         raise ValueError(f"version: expected {expected}, got {state['version']}")
@@ -206,13 +212,20 @@ def rho(value: Any) -> float:
 
 
 def perturb_(
-    params: Any, grads: Any, backups: Any, rho_: Any, *, adaptive: Any = False, norm: Any = None
+    params: Any,
+    grads: Any,
+    backups: Any,
+    rho_: Any,
+    *,
+    adaptive: Any = False,
+    maximize: Any = False,
+    norm: Any = None,
 ) -> None:
     _lists("grads", grads, "params", params)
     _lists("backups", backups, "params", params)
     rho(rho_)
-    if not isinstance(adaptive, bool):
-        raise TypeError(f"adaptive: expected True or False, got {adaptive!r}")
+    flag("adaptive", adaptive)
+    flag("maximize", maximize)
     if norm is not None:
         tensor("norm", norm, TABLE, dim=0)
         if params:

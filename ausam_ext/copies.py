@@ -1,27 +1,26 @@
 """Copies that tensors come back from."""
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import Tensor
 
 
 class Copies:
-    """Memory for copies of some of ``n`` tensors, kept: to allocate it anew costs more than to fill it."""
+    """Memory for copies, kept under keys: to allocate it anew costs more than to fill it."""
 
-    def __init__(self, n: int) -> None:
-        self._kept: list[Tensor | None] = [None] * n
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Tensor] = {}
 
-    def memory(self, places: list[int], tensors: list[Tensor]) -> list[Tensor]:
-        """What is kept for ``tensors``, which stand at ``places``; made where it is missing."""
+    def of(self, keys: Sequence[Hashable], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What is kept under ``keys`` for ``tensors``; made anew if it does not fit (any more)."""
         found = []
-        for i, like in zip(places, tensors, strict=True):
-            t = self._kept[i]
-            if t is None:
-                t = self._kept[i] = torch.empty_like(like, requires_grad=False)
+        for key, like in zip(keys, tensors, strict=True):
+            t = self._kept.get(key)
+            if t is None or t.shape != like.shape or t.dtype != like.dtype or t.device != like.device:
+                t = self._kept[key] = torch.empty_like(like, requires_grad=False)
             found.append(t)
         return found
-
-    def forget(self) -> None:
-        self._kept = [None] * len(self._kept)
 
 
 def mark_unwritten(copies: list[Tensor]) -> None:

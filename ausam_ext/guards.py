@@ -1,12 +1,16 @@
 """Mistakes around the two passes that would train something else without a word: noticed, and refused."""
 
-from collections.abc import Callable
+import gc
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 from torch.nn.modules import module as modules
+from torch.nn.utils import parametrize
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -16,11 +20,16 @@ LBFGS_REFUSED = (
 )
 
 INSIDE: list[Any] = []  # each SAM whose weights are perturbed now
+LEFT: "WeakSet[Any]" = WeakSet()  # each SAM whose gradient no optimizer has used yet
+MADE: "WeakSet[Any]" = WeakSet()  # every SAM
 _SEARCHING: list[LBFGS] = []  # whose closure runs now
 _registrations = 0  # of parameters and modules, anywhere
+_steps = 0  # of any optimizer
+_optimizers: "WeakValueDictionary[int, Any]" = WeakValueDictionary()  # by id, all that a scaler keeps of them
+_fitting: "WeakKeyDictionary[Any, WeakKeyDictionary[Optimizer, Any]]" = WeakKeyDictionary()  # of each SAM
 
 
-def trains(optimizer: Optimizer, params: list[nn.Parameter]) -> bool:
+def trains(optimizer: Any, params: Iterable[nn.Parameter]) -> bool:
     """Whether the optimizer has any of the parameters."""
     own = set(map(id, params))
     return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
@@ -31,19 +40,42 @@ def registrations() -> int:
     return _registrations
 
 
+def steps() -> int:
+    """How often any optimizer has stepped."""
+    return _steps
+
+
 def refuse_lbfgs(params: list[nn.Parameter]) -> None:
     if any(trains(optimizer, params) for optimizer in _SEARCHING):
         raise TypeError(f"optimizer: expected any but LBFGS: {LBFGS_REFUSED}")
 
 
-def refuse_unscaled(scaler: torch.amp.GradScaler, what: str) -> None:
-    """The scaler unscales once a step: what comes after that would stay scaled."""
-    states = scaler._per_optimizer_states.values()
-    if any(state["stage"] is OptState.UNSCALED for state in states):
+def refuse_cached_weights(what: str) -> None:
+    """Torch computes each parametrised weight once in such a block: the second pass would see the first's."""
+    if parametrize._cache_enabled:
         raise RuntimeError(
-            f"{what}: expected scaled gradients, but scaler.unscale_() was called in this step; call it, and "
-            f"clip, after {what}. (Only the direction of the first gradient counts, so it needs neither.)"
+            f"{what}: inside parametrize.cached(), whose weights stay as the first pass computed them; give "
+            "each pass a cached() block of its own"
         )
+
+
+def refuse_unscaled(scaler: torch.amp.GradScaler, params: list[nn.Parameter], what: str) -> None:
+    """The scaler unscales once a step: what comes after that would stay scaled."""
+    for key, state in scaler._per_optimizer_states.items():
+        if state["stage"] is OptState.UNSCALED and trains(_optimizer(key), params):
+            raise RuntimeError(
+                f"{what}: expected scaled gradients, but scaler.unscale_() was called in this step; call it, "
+                f"and clip, after {what}"
+            )
+
+
+def _optimizer(key: int) -> Any:
+    """The optimizer with this id, which a scaler remembers of it and nothing else."""
+    if key not in _optimizers:  # it has not stepped yet
+        found = next(o for o in gc.get_objects() if id(o) == key)
+        _optimizers[key] = found
+        return found
+    return _optimizers[key]
 
 
 def _count(*_: object) -> None:
@@ -54,16 +86,83 @@ def _count(*_: object) -> None:
 def _before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    global _steps
     if any(trains(optimizer, sam._params) for sam in INSIDE):
         raise RuntimeError(
             "optimizer.step() inside perturbed(): what it changes would be lost when the weights come "
             "back; call it after the block"
         )
+    if not torch.compiler.is_compiling():
+        _steps += 1
+        if LEFT:
+            _check_optimizer(optimizer)
     if isinstance(optimizer, LBFGS):
         # Refused only where SAM is called in it: a model may be trained by both, one after the other.
         names = {k: _searching(optimizer, v) if callable(v) else v for k, v in kwargs.items()}
         return tuple(_searching(optimizer, a) if callable(a) else a for a in args), names
     return None
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    """Compares an optimizer with the SAM whose gradient it is going to use; once, while neither changes."""
+    _optimizers[id(optimizer)] = optimizer
+    groups = [(len(group["params"]), group.get("maximize")) for group in optimizer.param_groups]
+    for sam in list(LEFT):
+        facts, seen = (groups, sam.maximize), _fitting.setdefault(sam, WeakKeyDictionary())
+        if seen.get(optimizer) != facts:
+            if not trains(optimizer, sam._params):
+                continue
+            refuse_other_direction(optimizer, sam)
+            warn_of_others(optimizer)
+            seen[optimizer] = facts
+        LEFT.discard(sam)
+
+
+def refuse_other_direction(optimizer: Any, sam: Any) -> None:
+    """What one of them raises, the other would lower."""
+    own = set(map(id, sam._perturbed))
+    for i, group in enumerate(optimizer.param_groups):
+        if (
+            not own.isdisjoint(map(id, group["params"]))
+            and group.get("maximize", sam.maximize) != sam.maximize
+        ):
+            raise RuntimeError(
+                f"optimizer.step(): expected maximize={sam.maximize} in param_groups[{i}], as in "
+                f"{type(sam).__name__}, got {group['maximize']}; give both the same, or SAM looks at the "
+                "best neighbour instead of the worst"
+            )
+
+
+def warn_of_others(optimizer: Any) -> None:
+    """Of weights that no SAM was given: theirs is the sum of the gradients of both passes."""
+    known = {id(p) for sam in MADE for p in getattr(sam, "_params", ())}
+    others = [
+        p
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if id(p) not in known and p.requires_grad and p.grad is not None
+    ]
+    if others:
+        warnings.warn(
+            f"optimizer: trains parameters that no SAM was given: {names_of(optimizer, others)}. Their "
+            "gradient is the sum of both passes; give SAM all modules that are trained, as in SAM([model, "
+            "criterion]), and params= if only some are to be perturbed",
+            stacklevel=3,
+        )
+
+
+def names_of(optimizer: Any, params: Sequence[Tensor]) -> str:
+    """As the optimizer knows them, the first five."""
+    wanted = set(map(id, params))
+    names = [
+        group["param_names"][j]
+        if "param_names" in group
+        else f"param_groups[{i}]['params'][{j}] of shape {tuple(p.shape)}"
+        for i, group in enumerate(optimizer.param_groups)
+        for j, p in enumerate(group["params"])
+        if id(p) in wanted
+    ]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _searching(optimizer: LBFGS, closure: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -3,6 +3,7 @@
 Importing this registers them; :mod:`ausam_ext.ops` has the functions to call.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ adlp_update_(Tensor(a!) total, Tensor(b!) count, Tensor index, Tensor loss, Tens
 subset_sample(Tensor scores, int k, *, float s_min, float s_max, Tensor noise) -> Tensor
 adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None) -> Tensor
 sliced_variance(Tensor norms, int slices) -> Tensor
-perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, Tensor? norm=None) -> Tensor
+perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, bool maximize=False, Tensor? norm=None) -> Tensor
 restore_(Tensor(a!)[] params, Tensor[] backups) -> ()
 psf_capture_(Tensor(a!)[] psf, Tensor[] grads, *, int? norm_last=None) -> (Tensor psf_norm, Tensor sgd_norm)
 psf_reuse_(Tensor(a!)[] grads, Tensor[] psf, Tensor scale) -> ()
@@ -55,6 +56,7 @@ def _define(schema: str) -> None:
 
     def default(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
+        backend.warn_of_reference(args[0])
         with torch.no_grad():
             return kernel(*args, **kwargs)
 
@@ -69,7 +71,8 @@ def _define(schema: str) -> None:
 
 for _schema in _SCHEMAS.strip().splitlines():
     _define(_schema)
-backend.load()
+STAMP = hashlib.sha256(_SCHEMAS.encode()).hexdigest()  # kernels built for these carry it (setup_cuda.py)
+backend.load(STAMP)
 _OPS = {name: getattr(torch.ops.ausam_ext, name).default for name in _FAKE}
 
 

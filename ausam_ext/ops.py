@@ -185,6 +185,7 @@ def perturb_(
     rho: float,
     *,
     adaptive: bool = False,
+    maximize: bool = False,
     norm: Tensor | None = None,
 ) -> Tensor:
     """SAM's ascent step (AUSAM Eq. 2): ``w += epsilon`` with ``epsilon = rho * g / (||g|| + 1e-12)``.
@@ -197,6 +198,7 @@ def perturb_(
         grads: ``g``: shape, dtype and device of ``params``, one for one.
         backups: receive the bits of ``params``; shape, dtype and device of ``params``.
         rho: radius of the perturbation, in units of ``w`` (adaptive: relative to ``|w|``), not below 0.
+        maximize: ``w -= epsilon``, the worst neighbour of what is to be raised.
         norm: 0-d float32 or float64, on the device of the first tensor: takes the place of the norm over
             ``grads`` where that goes over more tensors than these, such as other processes' shards.
 
@@ -209,7 +211,7 @@ def perturb_(
     Raises:
         TypeError, ValueError: a list, a tensor of it or ``rho`` does not fit.
     """
-    used = call("perturb_", params, grads, backups, rho, adaptive=adaptive, norm=norm)
+    used = call("perturb_", params, grads, backups, rho, adaptive=adaptive, maximize=maximize, norm=norm)
     increment_version((*params, *backups))
     return used
 

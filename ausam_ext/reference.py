@@ -93,6 +93,7 @@ def perturb_(
     rho: float,
     *,
     adaptive: bool = False,
+    maximize: bool = False,
     norm: Tensor | None = None,
 ) -> Tensor:
     dtype = accumulation_dtype(params)
@@ -101,7 +102,7 @@ def perturb_(
         norm = _global_norm(directions, dtype)
     else:
         norm = norm.to(dtype, copy=True)
-    scale = (rho / (norm + 1e-12)).where(norm.isfinite() & (norm > 0), 0)
+    scale = ((-rho if maximize else rho) / (norm + 1e-12)).where(norm.isfinite() & (norm > 0), 0)
     for p, g, backup in zip(params, grads, backups, strict=True):
         backup.copy_(p)
         w, step = _wide(p), _wide(g)

@@ -1,7 +1,7 @@
 """Sharpness-Aware Minimization around any optimizer."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -9,11 +9,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import checks, guards, ops
+from . import arguments, checks, guards, ops
 from .copies import Copies, mark_unwritten, were_written
+from .gradient_watch import GradientWatch
+from .module_state import ModuleState
 from .sharding import drop_gathered, gatherers, global_norm, is_sharded, local
+from .shared_memory import SharedMemory, flat, owns_its_memory
 
 Closure = Callable[[], Tensor]
+
+_VERSION = 1
 
 
 class SAM:
@@ -30,132 +35,133 @@ class SAM:
         loss, loss_perturbed = sam.backward(closure)
         optimizer.step()
 
-    Either pass may consist of several backward passes (gradient accumulation). Running statistics of
-    normalisation layers come from the first pass only. Nothing is synchronised with the host.
+    Either pass may consist of several backward passes (gradient accumulation). Whatever else a forward pass
+    changes in the modules is after a step what the first pass made it: running statistics, observers, code
+    books, queues, in buffers of any name or in parameters without gradient, also those that appear later.
+    (What a module keeps in Python attributes cannot be seen: register it as a buffer.) Nothing is
+    synchronised with the host, except in a few steps if there are buffers or frozen parameters of more than
+    64 KiB, to see which of them a forward pass changes.
 
     Args:
         model: the module to train, as the training loop calls it: wrapped by ``DistributedDataParallel``,
-            ``fully_shard`` or ``torch.compile`` if it is. Its parameters and normalisation layers are looked
-            up once, here; a model that gets others needs a new one.
+            ``fully_shard`` or ``torch.compile`` if it is. Or several, such as a model and a loss that has
+            weights. All their trained weights get the gradient of the second pass alone. Parameters are
+            looked up once, here; a model that gets others needs a new one.
         rho: radius of the perturbation, in units of the weights, not below 0.
         adaptive: ASAM's perturbation, relative to the size of each weight; use a ``rho`` about ten times as
             large.
+        params: the parameters that are perturbed, over which the norm goes, such as those of some layers;
+            all if None. Those with ``requires_grad=False`` are not, as long as they have it.
+        maximize: look at ``w - epsilon``: for an optimizer with ``maximize=True``.
         groups: parameters with a radius of their own, as in ``[{"params": model.head.parameters(), "rho":
-            0.1}]``. The norm goes over all parameters.
+            0.1}]``. The norm goes over all that are perturbed.
         scaler: what scales the losses of both passes, for float16. An overflow in either pass then makes its
             ``step`` skip the optimizer's.
 
     Attributes:
-        rho, groups: the radii, which may be changed between steps.
+        rho, groups, maximize: may be changed between steps.
         overflow: with a ``scaler``, whether a gradient of the last step overflowed in either pass; 0-d bool.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "SAM":
+        # Python itself would refuse such arguments, with rho given twice, before __init__ could say why.
+        arguments.refuse_base_optimizer(cls.__name__, args, kwargs)
+        self = super().__new__(cls)
+        guards.MADE.add(self)  # copies too, which have no __init__
+        return self
+
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Iterable[nn.Module],
         rho: float = 0.05,
         *,
         adaptive: bool = False,
+        params: Iterable[nn.Parameter] | None = None,
+        maximize: bool = False,
         groups: Sequence[dict[str, Any]] = (),
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        if not isinstance(adaptive, bool):
-            raise TypeError(f"adaptive: expected True or False, got {adaptive!r}")
+        self.model = arguments.one_module(model, type(self).__name__)
         if not isinstance(scaler, (torch.amp.GradScaler, type(None))):
             raise TypeError(f"scaler: expected a torch.amp.GradScaler, got {scaler!r}")
-        if any(hasattr(m, "_fsdp_wrapped_module") for m in model.modules()):
-            raise TypeError(
-                "model: expected one sharded by fully_shard (FSDP2), got FullyShardedDataParallel, whose "
-                "parameters do not tell what the other processes hold"
-            )
-        self.model = model
-        wrapped = getattr(model, "_orig_mod", model)  # by torch.compile
-        self._ddp = wrapped if isinstance(wrapped, DistributedDataParallel) else None
         self.rho = checks.rho(rho)
-        self.adaptive = adaptive
+        self.adaptive = checks.flag("adaptive", adaptive)
+        self.maximize = checks.flag("maximize", maximize)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.overflow: Tensor | None = None
-        self._gatherers = gatherers(model)
+        self._ddps = [m for m in self.model.modules() if isinstance(m, DistributedDataParallel)]
+        self._gatherers = gatherers(self.model)
         drop_gathered(self._gatherers)
-        self._params = list(model.parameters())
+        self._params = list(self.model.parameters())
+        self._perturbed = self._params
+        if params is not None:
+            self._perturbed = arguments.members("params", params, self._params)
+            if not self._perturbed:
+                raise ValueError("params: expected at least one parameter, got none")
+        self.groups = [arguments.group(group, self._perturbed) for group in groups]
+        arguments.members("groups", [p for g in self.groups for p in g["params"]], self._perturbed)
         self._sharded = any(map(is_sharded, self._params))
         self._registrations = guards.registrations()
-        self.groups: list[dict[str, Any]] = [
-            {"params": list(g["params"]), "rho": checks.rho(g["rho"])} for g in groups
-        ]
-        grouped = [id(p) for g in self.groups for p in g["params"]]
-        if len(set(grouped)) < len(grouped) or not set(grouped) <= set(map(id, self._params)):
-            raise ValueError("groups: expected parameters of the model, each at most once")
-        self._statistics = _statistics_of(model)
-        self._backups, self._saved = Copies(len(self._params)), Copies(len(self._statistics))
+        self._memory, self._backups = SharedMemory(), Copies()
+        self._state = ModuleState(self.model.modules(), self._params)
+        self._watch = GradientWatch(self._perturbed, clips=False)
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
         """Inside, the weights are ``w + epsilon``; outside, exactly ``w`` again, in the same memory.
 
-        Entering takes the ascent direction from ``.grad`` and clears ``.grad``. Leaving, also by an
-        exception, restores the bits of every weight and of the running statistics, and keeps the new
-        ``.grad``. Weights without a gradient are not perturbed; a gradient that is zero or not finite
-        perturbs none.
+        Entering takes the ascent direction from ``.grad`` and clears ``.grad`` (to zero if it is a part of a
+        larger tensor, else to None). Leaving, also by an exception, restores the bits of every weight and of
+        all else that the second pass changed, and keeps the new ``.grad``. Weights without a gradient are not
+        perturbed; a gradient that is zero or not finite perturbs none. Weights that share memory are
+        perturbed as the one weight that they are.
 
         Raises:
-            RuntimeError: no parameter has a gradient, on entering or on leaving; the perturbation is already
-                active; an optimizer of these weights steps inside; ``scaler.unscale_`` was called before; the
-                model has other parameters or layers than when this was made.
+            RuntimeError: no parameter has a gradient, on entering or on leaving; ``.grad`` still holds what
+                the last step left there; the perturbation is already active; an optimizer of these weights
+                steps inside; ``scaler.unscale_`` was called before; inside ``parametrize.cached()``; the
+                model has other parameters than when this was made.
         """
         if self in guards.INSIDE:
             raise RuntimeError(
                 "perturbed(): already inside; leave the first perturbation before entering another"
             )
         self._check("perturbed()")
-        params = [p for p in self._params if p.grad is not None]
-        if not params:
+        places = [i for i, p in enumerate(self._perturbed) if p.requires_grad and p.grad is not None]
+        if not places:
             raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
         drop_gathered(self._gatherers)
-        weights = self._local(params)
-        with_grad = [i for i, p in enumerate(self._params) if p.grad is not None]
-        tracked = [
-            i for i, (m, name) in enumerate(self._statistics) if m.training and m._buffers[name] is not None
-        ]
-        layers = [self._statistics[i] for i in tracked]
-        buffers: list[Tensor] = [m._buffers[name] for m, name in layers]  # type: ignore[misc]
-        backups, saved = self._backups.memory(with_grad, weights), self._saved.memory(tracked, buffers)
-        moved = False
+        weights, grads, places = self._merged(places)
+        backups = self._backups.of(places, weights)
+        state, copies = self._state.before()
+        moved, kept = False, {}
         try:
-            try:
-                norm = self._ascend(params, weights, backups, buffers, saved)
-            except (TypeError, ValueError):  # before anything was changed
-                # Copies from before the model was converted or moved do not fit. To look each time takes
-                # longer.
-                self._backups.forget()
-                self._saved.forget()
-                backups, saved = (
-                    self._backups.memory(with_grad, weights),
-                    self._saved.memory(tracked, buffers),
-                )
-                norm = self._ascend(params, weights, backups, buffers, saved)
+            if not torch.compiler.is_compiling():
+                mark_unwritten(backups)
+            ops.restore_(copies, state)
+            norm = self._ascend(weights, grads, backups, places)
+            del grads  # frees them before the second pass
             guards.INSIDE.append(self)
             moved = True
             _drop_casts()
-            for p in params:
-                p.grad = None
+            kept = self._clear()
             yield
         finally:
             if self in guards.INSIDE:
                 guards.INSIDE.remove(self)
             if moved or were_written(backups):  # a KeyboardInterrupt may come at the end of the ascent
-                ops.restore_([*weights, *buffers], [*backups, *saved])
+                ops.restore_([*weights, *state], [*backups, *copies])
             drop_gathered(self._gatherers)
             _drop_casts()
-            for (module, name), buffer in zip(layers, buffers, strict=True):
-                module._buffers[name] = buffer  # a layer may have put another tensor in its place
-        grads = [p.grad for p in self._params if p.grad is not None]
-        if not grads:
+            self._state.after()
+        new = [p for p in self._params if p.requires_grad and p.grad is not None]
+        if kept:
+            new = [p for p in new if p.grad._version != kept.get(p)]  # type: ignore[union-attr]
+        if not new:
             raise RuntimeError("perturbed(): no backward() ran inside; without it there is no SAM gradient")
         if self.scaler is not None:
-            self._note_overflow(norm, grads)
+            self._note_overflow(norm, [p.grad for p in new])  # type: ignore[misc]
+        self._leave()
 
     def backward(
         self, closure: Closure, *, same_masks: bool = False, per_process: bool = False
@@ -170,81 +176,163 @@ class SAM:
 
         Returns:
             The losses at ``w`` and at ``w + epsilon``, detached.
+
+        Raises:
+            RuntimeError: as :meth:`perturbed`, also if the closure did not clear the gradients. No weight is
+                changed.
         """
-        if per_process and self._ddp is None:
+        if per_process and not self._ddps:
             raise TypeError(
                 "per_process: expected a SAM made with the DistributedDataParallel that wraps the model, got "
                 f"one made with {type(self.model).__name__}"
             )
-        if per_process and self._ddp is not None and self._ddp.static_graph:
+        if per_process and any(ddp.static_graph for ddp in self._ddps):
             raise ValueError("per_process: expected static_graph=False, got True, with which no_sync() fails")
         masks = self._random_state() if same_masks else None
-        with self._ddp.no_sync() if self._ddp and per_process else nullcontext():
-            loss = run(closure)
+        with ExitStack() as first:
+            for ddp in self._ddps if per_process else ():
+                first.enter_context(ddp.no_sync())
+            loss = self._first_pass(closure).clone()  # the second pass may write to the same memory
         with self.perturbed():
             if masks is not None:
                 _set_random_state(masks)
             loss_perturbed = run(closure)
         return loss, loss_perturbed
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing but its kind: SAM keeps nothing from step to step. So that it can be saved as VSAM can."""
+        return {"version": _VERSION, "method": "SAM"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            KeyError, ValueError: the state is not one of a SAM, or of another version.
+        """
+        self._check_method(state)
+        checks.version(state, _VERSION)
+
+    def _check_method(self, state: dict[str, Any]) -> None:
+        method, mine = state.get("method", "VSAM"), type(self).__name__
+        if method != mine:
+            raise ValueError(f"method: expected a state of {mine}, got one of {method}")
+
+    def __repr__(self) -> str:
+        shown = {"rho": self.rho, "adaptive": self.adaptive, "maximize": self.maximize}
+        return self._shown(shown)
+
+    def _shown(self, settings: dict[str, Any]) -> str:
+        settings["params"] = f"{len(self._perturbed)} of {len(self._params)}"
+        settings["groups"] = [f"{len(g['params'])} with rho={g['rho']}" for g in self.groups]
+        settings["scaler"] = self.scaler is not None
+        listed = ", ".join(f"{name}={value}" for name, value in settings.items())
+        return f"{type(self).__name__}({type(self.model).__name__}, {listed})"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in arguments.ELSEWHERE:
+            raise AttributeError(f"{type(self).__name__} has no {name}: {arguments.ELSEWHERE[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def _check(self, what: str) -> None:
         """Refuses what would go wrong without a word; ``what`` is called."""
         if torch.compiler.is_compiling():
             return
         guards.refuse_lbfgs(self._params)
+        guards.refuse_cached_weights(what)
         if self.scaler is not None:
-            guards.refuse_unscaled(self.scaler, what)
-        if self._registrations == guards.registrations():
-            return
+            guards.refuse_unscaled(self.scaler, self._params, what)
+        if self._registrations != guards.registrations():
+            self._look_again(what)
+        self._watch.check(what)
+
+    def _look_again(self, what: str) -> None:
+        """At the modules, of which some may be new; parameters must not be."""
         drop_gathered(self._gatherers)
         now, then = list(self.model.parameters()), self._params
-        same = len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
-        if not same or _statistics_of(self.model) != self._statistics:
+        if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
             raise RuntimeError(
-                f"{what}: the model has other parameters or normalisation layers than when this "
-                f"{type(self).__name__} was made; make a new one"
+                f"{what}: the model has other parameters than when this {type(self).__name__} was made; make "
+                "a new one"
             )
+        self._state.modules = list(self.model.modules())
         self._registrations = guards.registrations()
 
-    def _ascend(
-        self,
-        params: list[nn.Parameter],
-        weights: list[Tensor],
-        backups: list[Tensor],
-        buffers: list[Tensor],
-        saved: list[Tensor],
-    ) -> Tensor:
-        """Copies the statistics, copies and perturbs ``weights``, the local parts of ``params``.
-
-        Returns the norm of the gradient.
-        """
-        ops.restore_(saved, buffers)
+    def _first_pass(self, closure: Closure) -> Tensor:
+        """Runs the first pass, which has to clear the gradients that are there."""
         if not torch.compiler.is_compiling():
-            mark_unwritten(backups)
-        return self._perturb(params, weights, backups)
+            self._watch.start(in_closure=True)
+        return run(closure)
 
-    def _perturb(self, params: list[nn.Parameter], weights: list[Tensor], backups: list[Tensor]) -> Tensor:
-        grads = [p.grad for p in params if p.grad is not None]
+    def _merged(self, places: list[int]) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """Weights and gradients of the parameters at ``places``, and for each the place whose radius it has.
+
+        What lies in this process; parameters that share memory as one.
+        """
+        params = [self._perturbed[i] for i in places]
+        weights, grads = self._local(params), self._local([p.grad for p in params])  # type: ignore[misc]
+        if self._sharded or not (groups := self._memory.groups(weights)):
+            return weights, grads, places
+        drop: set[int] = set()
+        for members in groups:
+            if len({self._radius(params[i]) for i in members}) > 1:
+                raise ValueError("groups: expected one rho for parameters that share memory, got several")
+            first = members[0]
+            weights[first], grads[first] = flat([weights[i] for i in members], [grads[i] for i in members])
+            drop.update(members[1:])
+        kept = [i for i in range(len(places)) if i not in drop]
+        return [weights[i] for i in kept], [grads[i] for i in kept], [places[i] for i in kept]
+
+    def _radius(self, p: nn.Parameter) -> float:
+        return next((g["rho"] for g in self.groups if any(p is q for q in g["params"])), self.rho)
+
+    def _ascend(
+        self, weights: list[Tensor], grads: list[Tensor], backups: list[Tensor], places: list[int]
+    ) -> Tensor:
+        """Copies and perturbs ``weights``; returns the norm of the gradient."""
+        how: dict[str, Any] = {"adaptive": self.adaptive, "maximize": self.maximize}
         if not self.groups and not self._sharded:
-            return ops.perturb_(weights, grads, backups, self.rho, adaptive=self.adaptive)
-        parts = self._local(grads)
-        checks.perturb_(weights, parts, backups, self.rho)  # of all, before the first is changed
-        norm = global_norm(grads, params if self.adaptive else None)
+            return ops.perturb_(weights, grads, backups, self.rho, **how)
+        checks.perturb_(weights, grads, backups, self.rho, **how)  # of all, before the first is changed
+        params = [self._perturbed[i] for i in places]
+        whole = [p.grad for p in params] if self._sharded else grads
+        factors = (params if self._sharded else weights) if self.adaptive else None
+        norm = global_norm(whole, factors)  # type: ignore[arg-type]
         if self.groups:
             ops.restore_(backups, weights)  # of all: the first call below changes a part
         radius = {id(p): checks.rho(g["rho"]) for g in self.groups for p in g["params"]}
         radii = [radius.get(id(p), self.rho) for p in params]
         for rho in dict.fromkeys(radii):
             members = [i for i, r in enumerate(radii) if r == rho]
-            w, g, b = ([tensors[i] for i in members] for tensors in (weights, parts, backups))
-            ops.perturb_(w, g, b, rho, adaptive=self.adaptive, norm=norm.to(w[0].device))
+            w, g, b = ([tensors[i] for i in members] for tensors in (weights, grads, backups))
+            ops.perturb_(w, g, b, rho, norm=norm.to(w[0].device), **how)
         return norm
+
+    def _clear(self) -> dict[nn.Parameter, int]:
+        """Clears the gradients; returns the version of each that is a part of a larger tensor, and stays one:
+        an optimizer may have that."""
+        kept = []
+        for p in self._params:
+            grad = p.grad
+            if grad is None or not p.requires_grad:
+                continue
+            if owns_its_memory(grad):
+                p.grad = None
+            else:
+                grad.detach().zero_()
+                kept.append((p, grad))
+        return {p: grad._version for p, grad in kept}  # now, as parts of one tensor count together
+
+    def _leave(self) -> None:
+        """``.grad`` holds what the optimizer is to use."""
+        if not torch.compiler.is_compiling():
+            self._watch.start()
+            guards.LEFT.add(self)
 
     @torch.no_grad()
     def _note_overflow(self, norm: Tensor, grads: list[Tensor]) -> None:
         mark = norm - norm  # NaN if the first pass overflowed: the second one then ran at w
-        if self._ddp is not None:
-            dist.all_reduce(mark, group=self._ddp.process_group)  # if the first pass was not averaged
+        for group in dict.fromkeys(ddp.process_group for ddp in self._ddps):
+            dist.all_reduce(mark, group=group)  # if the first pass was not averaged
         # Into all: one that is not finite makes the scaler skip its optimizer, and there may be several.
         parts = self._local(grads)
         for device in dict.fromkeys(t.device for t in parts):
@@ -270,16 +358,6 @@ def _drop_casts() -> None:
 def _set_random_state(state: dict[int | None, Tensor]) -> None:
     for gpu, value in state.items():
         torch.set_rng_state(value) if gpu is None else torch.cuda.set_rng_state(value, gpu)
-
-
-def _statistics_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The buffers of all layers with running statistics, also custom ones: what training changes."""
-    return [
-        (m, name)
-        for m in model.modules()
-        if any(m._buffers.get(statistic) is not None for statistic in ("running_mean", "running_var"))
-        for name in m._buffers
-    ]
 
 
 @torch.enable_grad()

@@ -1,6 +1,6 @@
 """vSAM: SAM's second pass only while the sharpness part of the gradient changes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, guards, ops
+from .copies import Copies
+from .gradient_watch import GradientWatch
 from .rate import RateController
-from .sam import SAM, Closure, run
+from .sam import SAM, Closure
 from .sharding import everyones, global_norm, groups_of, is_sharded
 
 _VERSION = 2
@@ -39,8 +41,9 @@ class VSAM(SAM):
     norms are fetched from the device; nothing else is synchronised.
 
     Args:
-        model, rho, groups, scaler: as for :class:`SAM`. With a ``scaler``, call its ``unscale_`` after
-            :meth:`reuse_`; the PSF is kept unscaled, and one that overflowed is not reused.
+        model, rho, params, maximize, groups, scaler: as for :class:`SAM`. The PSF is of ``params``; the other
+            weights get their own gradient in steps with one pass. With a ``scaler``, call its ``unscale_``
+            after :meth:`reuse_`; the PSF is kept unscaled, and one that overflowed is not reused.
         alpha, window, slices, max_rate, initial_samples: as for :class:`RateController`.
         gamma: decay of the reused PSF per iteration (Eq. 17), from 0 (vSAM-A: no reuse) to 1.
         warmup_steps: iterations at the start that all take the second pass; the papers use three epochs.
@@ -55,7 +58,7 @@ class VSAM(SAM):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Iterable[nn.Module],
         rho: float = 0.05,
         *,
         alpha: float = 0.1,
@@ -68,10 +71,12 @@ class VSAM(SAM):
         max_reuse: int = 6,
         norm_params: int | None = 10,
         seed: int = 0,
+        params: Iterable[nn.Parameter] | None = None,
+        maximize: bool = False,
         groups: Sequence[dict[str, Any]] = (),
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        super().__init__(model, rho, groups=groups, scaler=scaler)
+        super().__init__(model, rho, params=params, maximize=maximize, groups=groups, scaler=scaler)
         self._controller = RateController(window, slices, alpha, max_rate, initial_samples)
         self.gamma = checks.number("gamma", gamma, "a number from 0 to 1", lambda v: 0 <= v <= 1)
         self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
@@ -84,12 +89,16 @@ class VSAM(SAM):
         self._step = 0  # iterations of this window that have ended
         self._taken = 0  # and how many of them took the second pass
         self._age = 0  # iterations since the PSF was taken, i - i*
-        self._psf: list[Tensor | None] = [None] * len(self._params)
+        self._psf: list[Tensor | None] = [None] * len(self._perturbed)
+        self._first: list[
+            tuple[int, Tensor]
+        ] = []  # inside perturbed(): gradients of the first pass, by place
+        self._psf_memory = Copies()  # its own: the loop may keep or reuse that of the gradients
         # gamma^(i - i*), or 0 for a PSF that is not finite; on the device, where a captured graph finds it.
         # Always float32: a checkpoint that is loaded in place keeps the dtype of where it goes.
-        self._decay = torch.zeros(())
+        self._decay = torch.zeros((), dtype=torch.float32, device="cpu")
         self._norms: tuple[Tensor, Tensor] | None = None  # ||PSF||, ||g_SGD|| of the last sample
-        self._generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
+        self._generator = torch.Generator("cpu").manual_seed(checks.integer("seed", seed, 0))
         self._arguments = {
             "rho": self.rho,
             "alpha": alpha,
@@ -104,8 +113,14 @@ class VSAM(SAM):
             "seed": seed,
             "groups": [group["rho"] for group in self.groups],
             "scaler": self.scaler is not None,
+            "maximize": self.maximize,
+            "params": len(self._perturbed),
         }
         self._agreed = False
+        if not (
+            self._ddps or self._sharded
+        ):  # where the gradient is averaged, it changes after the backward pass
+            self._watch = GradientWatch(self._perturbed, clips=True)
 
     @property
     def controller(self) -> RateController:
@@ -129,7 +144,7 @@ class VSAM(SAM):
     def _draw(self) -> bool:
         missing = int(self._controller.s) - self._taken
         left = self._controller.window - self._step
-        by_chance = torch.rand((), generator=self._generator).item() < self._controller.rate
+        by_chance = torch.rand((), generator=self._generator, device="cpu").item() < self._controller.rate
         return missing > 0 and (by_chance or left <= missing)
 
     def _agree(self) -> None:
@@ -142,7 +157,7 @@ class VSAM(SAM):
             "number of samples": self._controller.s,
             "generator": blake2b(bytes(self._generator.get_state().tolist())).hexdigest(),
         }
-        groups = [self._ddp.process_group] if self._ddp is not None else groups_of(self._params)
+        groups = list(dict.fromkeys(ddp.process_group for ddp in self._ddps)) or groups_of(self._params)
         for name, values in everyones(mine, groups).items():
             if any(value != mine[name] for value in values):
                 kind = "argument" if name in self._arguments else "loaded state"
@@ -157,20 +172,26 @@ class VSAM(SAM):
         sample.
         """
         self._count()
-        # The gradients of the first pass become the PSF in their own memory; a view's memory is another's.
-        first = [(i, p.grad) for i, p in enumerate(self._params) if p.grad is not None]
-        views = [g._base is not None for g in self._local([g for _, g in first])]
-        sgd = [(i, g.clone() if view else g) for (i, g), view in zip(first, views, strict=True)]
         with super().perturbed():
-            self._psf = [None] * len(self._params)  # frees the old one before the second pass
             yield
-        second = [self._params[i].grad for i, _ in sgd]
-        both = [(i, g, new) for (i, g), new in zip(sgd, second, strict=True) if new is not None]
+        first, self._first = self._first, []
+        second = [self._perturbed[i].grad for i, _ in first]
+        both = [(i, sgd, g) for (i, sgd), g in zip(first, second, strict=True) if g is not None]
         if both:
-            self._capture([g for _, g, _ in both], [new for _, _, new in both])
-            for i, g, _ in both:
-                self._psf[i] = g
+            self._capture([sgd for _, sgd, _ in both], [g for _, _, g in both])
+            for i, psf, _ in both:
+                self._psf[i] = psf
         self._end(sampled=True)
+
+    def _clear(self) -> dict[nn.Parameter, int]:
+        """Keeps the gradients of the first pass, which become the PSF."""
+        places = [i for i, p in enumerate(self._perturbed) if p.requires_grad and p.grad is not None]
+        grads: list[Tensor] = [self._perturbed[i].grad for i in places]  # type: ignore[misc]
+        kept = self._psf_memory.of(places, grads)
+        self._psf = [None] * len(self._perturbed)
+        ops.restore_(self._local(kept), self._local(grads))
+        self._first = list(zip(places, kept, strict=True))
+        return super()._clear()
 
     @torch.no_grad()
     def _capture(self, psf: list[Tensor], grads: list[Tensor]) -> None:
@@ -197,14 +218,14 @@ class VSAM(SAM):
 
     def reuse_(self) -> None:
         """Adds the decayed PSF, if there is one, to ``.grad`` (Eq. 17); ends the iteration as not sampled."""
-        if all(p.grad is None for p in self._params):
+        if all(p.grad is None for p in self._params if p.requires_grad):
             raise RuntimeError("reuse_(): no parameter has a gradient; call backward() on the loss first")
         self._check("reuse_()")
         self._count()
         pairs = [
             (p.grad, psf)
-            for p, psf in zip(self._params, self._psf, strict=True)
-            if p.grad is not None and psf is not None
+            for p, psf in zip(self._perturbed, self._psf, strict=True)
+            if p.requires_grad and p.grad is not None and psf is not None
         ]
         capturing = self._capturing()
         if capturing and not pairs and self.gamma > 0:
@@ -217,6 +238,7 @@ class VSAM(SAM):
             scale = self._decay if self.scaler is None else self.scaler.scale(self._decay)
             grads, psf = self._local([g for g, _ in pairs]), self._local([psf for _, psf in pairs])
             ops.psf_reuse_(grads, psf, scale.to(grads[0].device))
+        self._leave()
         self._end(sampled=False)
 
     def replayed(self) -> None:
@@ -249,9 +271,13 @@ class VSAM(SAM):
         """
         if self.decide():
             return super().backward(closure, same_masks=same_masks)
-        loss = run(closure)
+        loss = self._first_pass(closure)
         self.reuse_()
         return loss, None
+
+    def __repr__(self) -> str:
+        shown = dict(self._arguments, rho=self.rho, maximize=self.maximize)
+        return self._shown(shown)
 
     def _end(self, sampled: bool) -> None:
         if self._capturing():
@@ -296,12 +322,13 @@ class VSAM(SAM):
         self._count()
         return {
             "version": _VERSION,
+            "method": "VSAM",
             "progress": [self._iteration, self._step, self._taken, self._age],
             "sampled": self.sampled,
             "decision": self._decision,
-            "has_psf": torch.tensor([psf is not None for psf in self._psf]),
+            "has_psf": torch.tensor([psf is not None for psf in self._psf], dtype=torch.bool, device="cpu"),
             "psf": [
-                _empty(p) if psf is None else psf for psf, p in zip(self._psf, self._params, strict=True)
+                _empty(p) if psf is None else psf for psf, p in zip(self._psf, self._perturbed, strict=True)
             ],
             "decay": self._decay,
             "controller": self._controller.state_dict(),
@@ -313,14 +340,15 @@ class VSAM(SAM):
 
         Raises:
             KeyError: something is missing.
-            ValueError: the state is of another version, model or ``window``. Nothing is changed.
+            ValueError: the state is of another version, method, model or ``window``. Nothing is changed.
         """
+        self._check_method(state)
         checks.version(state, _VERSION)
         psf, decay, generator = (state[k] for k in ("psf", "decay", "generator"))
         has_psf = state["has_psf"].tolist()
-        if not len(psf) == len(has_psf) == len(self._params):
-            raise ValueError(f"psf: expected {len(self._params)} parameters, got {len(psf)}")
-        for i, (saved, has, p) in enumerate(zip(psf, has_psf, self._params, strict=True)):
+        if not len(psf) == len(has_psf) == len(self._perturbed):
+            raise ValueError(f"psf: expected {len(self._perturbed)} parameters, got {len(psf)}")
+        for i, (saved, has, p) in enumerate(zip(psf, has_psf, self._perturbed, strict=True)):
             if has or saved.numel():  # empty for one that was not trained
                 checks.same_shape(f"psf[{i}]", saved, "the parameter", p)
                 if is_sharded(saved) != is_sharded(p):
@@ -331,18 +359,17 @@ class VSAM(SAM):
                     )
         iteration, step, taken, age = state["progress"]
         sampled, decision = state["sampled"], state["decision"]
-        restored = torch.Generator()
+        restored = torch.Generator("cpu")
         restored.set_state(generator.cpu())
-        held = [
-            saved.to(p, copy=True) if has else None
-            for has, saved, p in zip(has_psf, psf, self._params, strict=True)
-        ]
         self._controller.load_state_dict(state["controller"])  # the last that may refuse, itself unchanged
         self.sampled, self._decision, self._ended = sampled, decision, False
         self._agreed = False
         self._iteration, self._step, self._taken, self._age = iteration, step, taken, age
-        self._generator, self._psf = restored, held
-        device = next((psf.device for psf in reversed(held) if psf is not None), "cpu")
+        self._generator, self._psf = restored, [None] * len(self._perturbed)
+        for i in [i for i, has in enumerate(has_psf) if has]:
+            (self._psf[i],) = self._psf_memory.of([i], [self._perturbed[i].detach()])
+            self._psf[i].copy_(psf[i])  # type: ignore[union-attr]
+        device = next((psf.device for psf in reversed(self._psf) if psf is not None), "cpu")
         self._decay = decay.to(device, torch.float32, copy=True)
 
 

@@ -5,11 +5,16 @@
 #define AUSAM_STRING_(x) #x
 #define AUSAM_STRING(x) AUSAM_STRING_(x)
 
+// Which schemas the kernels are for: backend.py looks for it in the file, as to load the library is
+// to register them. Exported, so that no linker drops it.
+extern PYBIND11_EXPORT const char ausam_schemas[];
+const char ausam_schemas[] = AUSAM_SCHEMAS;
+
 namespace {
 
 const char* compiler() {
 #if defined(__clang__)
-  return "clang " __clang_version__;
+  return "clang " AUSAM_STRING(__clang_major__) "." AUSAM_STRING(__clang_minor__);
 #elif defined(__GNUC__)
   return "gcc " __VERSION__;
 #elif defined(_MSC_VER)

@@ -1,6 +1,7 @@
 """Which kernels serve, and that the package says so."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ausam_ext
 from ausam_ext import backend, backends
+from ausam_ext.library import STAMP
 
 HERE = Path(__file__).parent
 REFERENCE = {**os.environ, "AUSAM_EXT_BACKEND": "reference"}
@@ -20,6 +23,20 @@ def python(*arguments, **options):
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=600, cwd=HERE, **options
     )
+
+
+def copy_of_the_package(folder, *, kernels):
+    """How a process is to be started that imports a copy; it has the package's own `_C` or none."""
+    files = [*Path(ausam_ext.__file__).parent.glob("*.py")]
+    if kernels:
+        from ausam_ext import _C
+
+        files.append(Path(_C.__file__))
+    (folder / "ausam_ext").mkdir()
+    for file in files:
+        shutil.copy(file, folder / "ausam_ext")
+    own = {k: v for k, v in os.environ.items() if k != "AUSAM_EXT_BACKEND"}
+    return {**own, "PYTHONPATH": str(folder)}
 
 
 @pytest.mark.parametrize("on", ["cpu", "cuda"])
@@ -90,17 +107,32 @@ def test_build_facts():
     ],
 )
 def test_which_drivers_run_what_a_toolkit_built(monkeypatch, tmp_path, built, driver, kernels):
-    library = tmp_path / "_C_cuda.so"
-    library.touch()
-    monkeypatch.setattr(backend, "__file__", str(tmp_path / "backend.py"))
-    monkeypatch.setattr(backend, "import_module", lambda *_: SimpleNamespace(built_with_cuda=built))
+    (tmp_path / "_C_cuda.so").write_text(STAMP)
+    found = load_cuda(monkeypatch, tmp_path, built, driver)
+    assert found.kernels == kernels
+    assert kernels == "compiled" or f"with nvcc of CUDA {driver[0]}.{driver[1]} reinstall" in found.reason
+
+
+def load_cuda(monkeypatch, folder, built, driver):
+    """With the libraries of `folder`, on a machine of that driver."""
+    build = SimpleNamespace(built_with_cuda=built, no_cuda="no nvcc", __file__=str(folder / "_C.so"))
+    monkeypatch.setattr(backend, "import_module", lambda *_: build)
+    monkeypatch.setitem(backend._loaded, "cpu", backend.Backend("compiled", ""))
     monkeypatch.setattr(backend, "_cuda_of_driver", lambda: driver)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(backend.ctypes, "CDLL", lambda *_: None)
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
-    found = backend._load_cuda()
-    assert found.kernels == kernels
-    assert kernels == "compiled" or f"with nvcc of CUDA {driver[0]}.{driver[1]} reinstall" in found.reason
+    return backend._load_cuda(STAMP)
+
+
+def test_cuda_kernels_are_looked_for_beside_those_of_the_cpu(monkeypatch, tmp_path):
+    """Which are not beside the modules where the package is imported from a clone."""
+    assert "without CUDA kernels (no nvcc)" in load_cuda(monkeypatch, tmp_path, "13.0", None).reason
+    (tmp_path / "_C_cuda.so").write_text("the stamp of another version")
+    found = load_cuda(monkeypatch, tmp_path, "13.0", None)
+    assert found.kernels == "reference" and "_C_cuda.so was built for another version" in found.reason
+    (tmp_path / "_C_cuda.so").write_text(STAMP)
+    assert load_cuda(monkeypatch, tmp_path, "13.0", None) == ("compiled", "")
 
 
 def test_a_driver_older_than_the_toolkit_leaves_the_reference(tmp_path):
@@ -116,3 +148,73 @@ def test_a_driver_older_than_the_toolkit_leaves_the_reference(tmp_path):
             "the driver runs CUDA 11.8: update the driver, or with nvcc of CUDA 11.8 reinstall" in run.stdout
         )
     assert "cuda: reference kernels" in run.stdout, run.stderr
+
+
+FIRST_USE = """
+import sys, warnings, torch, ausam_ext
+from torch._subclasses.fake_tensor import FakeTensorMode
+from ausam_ext import ops
+
+x = torch.ones(3)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    ops.dlp(x.to("meta"), x.to("meta"))
+    ops.restore_([], [])
+    with FakeTensorMode() as mode:
+        ops.dlp(mode.from_tensor(x), mode.from_tensor(x))
+    def compiler(graph, _):
+        print("traced:", *(w.message for w in said if "ausam_ext" in str(w.message)))
+        return graph.forward
+    torch.compile(ops.dlp, backend=compiler, fullgraph=True)(x, x)
+    ops.dlp(x, x)
+    ops.restore_([x], [x.clone()])
+print("said:", *(w.message for w in said if "ausam_ext" in str(w.message)), sep="\\n")
+"""
+
+
+def test_the_first_use_says_why_the_reference_serves(tmp_path):
+    """Once, and neither when the package is imported nor of tensors without data."""
+    quiet = "error:ausam_ext:UserWarning"
+    run = python("-W", quiet, "-c", FIRST_USE, env=copy_of_the_package(tmp_path, kernels=False))
+    before, _, said = run.stdout.partition("said:\n")
+    assert before == "traced:\n", run.stdout + run.stderr
+    assert said.count("ausam_ext runs on its slower reference") == 1
+    assert said.startswith("ausam_ext runs on its slower reference on cpu: there are no compiled kernels")
+    assert "apt install g++ python3-dev" in said and "reinstall ausam_ext" in said
+    assert "CUDA" not in said
+
+
+def test_each_device_says_its_own_reason_once(monkeypatch):
+    reasons = {d: backend.Backend("reference", f"no kernels of {d}") for d in ("cpu", "cuda")}
+    monkeypatch.setattr(backend, "_loaded", reasons)
+    monkeypatch.setattr(backend, "_unsaid", {"cpu", "cuda"})
+    with FakeTensorMode():
+        on_gpu = torch.empty(2, device="cuda")
+    for device, tensors in {"cuda": [on_gpu], "cpu": torch.ones(2)}.items():
+        with pytest.warns(UserWarning, match=f"reference on {device}: no kernels of {device}$"):
+            backend.warn_of_reference(tensors)
+        backend.warn_of_reference(tensors)  # warnings are errors
+
+
+@pytest.mark.parametrize("place", ["beside the modules", "where pip installed them"])
+def test_kernels_of_another_version_are_left_alone(tmp_path, place):
+    """They would read the arguments of one schema as those of another."""
+    in_place = place == "beside the modules"
+    environment = copy_of_the_package(tmp_path, kernels=in_place)
+    if not in_place:
+        from ausam_ext import _C
+
+        (tmp_path / "csrc").mkdir()  # a clone
+        environment["PYTHONPATH"] += os.pathsep + str(Path(_C.__file__).parents[1])
+    assert "cpu: compiled kernels" in python("-m", "ausam_ext", env=environment).stdout
+    library = tmp_path / "ausam_ext" / "library.py"
+    text = library.read_text()
+    assert "bool adaptive=False" in text
+    library.write_text(text.replace("bool adaptive=False", "bool adaptive=True"))
+    run = python("-m", "ausam_ext", env=environment)
+    assert f"was built for another version of ausam_ext than {tmp_path}" in run.stdout, run.stderr
+    assert ("delete it and reinstall ausam_ext" in run.stdout) == in_place
+    assert "reinstall ausam_ext" in run.stdout and "cpu: reference kernels" in run.stdout
+    registered = "torch._C._dispatch_has_kernel_for_dispatch_key('ausam_ext::perturb_', 'CPU')"
+    used = python("-c", f"import torch, ausam_ext; print({registered})", env=environment)
+    assert used.stdout == "False\n", used.stderr

@@ -50,6 +50,7 @@ def sample_inputs(name, dtype=torch.float32):
         "perturb_": [
             ((params, grads, backups, 0.1), {"adaptive": False}),
             ((params, grads, backups, 0.1), {"adaptive": True}),
+            ((params, grads, backups, 0.1), {"maximize": True}),
             ((params, grads, backups, 0.1), {"norm": torch.tensor(2.0)}),
         ],
         "restore_": [((params, grads), {})],

@@ -93,6 +93,7 @@ def test_statistics_with_checkpointing_are_those_of_plain_training_with_it(use_r
     sam = SAM(ours, 0.5)
     for _ in range(3):
         inputs = x.clone().requires_grad_()
+        ours.zero_grad()
         checkpoint(plain, inputs, use_reentrant=use_reentrant).square().mean().backward()
         checkpoint(ours, inputs, use_reentrant=use_reentrant).square().mean().backward()
         with sam.perturbed():

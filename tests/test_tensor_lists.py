@@ -54,6 +54,24 @@ def test_perturb(backend, dtype, adaptive):
     assert [p.data_ptr() for p in params] == pointers
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("given", [False, True])
+def test_down_the_gradient_is_up_its_opposite(backend, dtype, adaptive, given):
+    up, down = tensor_list(dtype), tensor_list(dtype)
+    grads, before = like(up, 1), [p.clone() for p in up]
+    norm = torch.tensor(0.3, dtype=torch.float64) if given else None
+    backups = [[torch.empty_like(p) for p in up] for _ in range(2)]
+    norms = [
+        ops.perturb_(up, [-g for g in grads], backups[0], RHO, adaptive=adaptive, norm=norm),
+        ops.perturb_(down, grads, backups[1], RHO, adaptive=adaptive, maximize=True, norm=norm),
+    ]
+    assert same_bits(*norms)
+    for a, b, w, saved in zip(up, down, before, backups[1], strict=True):
+        assert same_bits(a, b) and same_bits(saved, w)
+    assert not torch.equal(up[4], before[4])  # the largest, some of which are small enough to move
+
+
 @pytest.mark.parametrize("value", [0.0, NAN, INF])
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_a_norm_that_is_zero_or_not_finite_perturbs_nothing(backend, value, adaptive):

@@ -47,8 +47,9 @@ AUSAM_SIMD void ascend(Block<T> b, int64_t begin, int64_t end, double scale, boo
 }
 
 Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
-                double rho, bool adaptive, std::optional<Tensor> given) {
+                double rho, bool adaptive, bool maximize, std::optional<Tensor> given) {
   check_perturb(params, grads, backups, rho, given);
+  if (maximize) rho = -rho;
   NoGrad no_grad;
   DenseList w(params), g(grads, w), saved(backups, w);
   auto chunks = cut(w.tensors());

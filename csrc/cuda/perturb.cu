@@ -28,8 +28,9 @@ Tensor squared_norms_of(const DenseList& w, const DenseList& g,
 }
 
 Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> backups,
-                double rho, bool adaptive, std::optional<Tensor> given) {
+                double rho, bool adaptive, bool maximize, std::optional<Tensor> given) {
   check_perturb(params, grads, backups, rho, given);
+  if (maximize) rho = -rho;
   NoGrad no_grad;
   DenseList w(params), g(grads, w), saved(backups, w);
   auto devices = by_device(w.tensors());

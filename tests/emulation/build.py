@@ -105,6 +105,8 @@ def build_cpu(name, sources, folder):
     import pybind11
     import torch
 
+    from ausam_ext.library import STAMP
+
     at = Path(torch.__file__).parent
     folder = Path(folder) / "cpu-asan"
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +117,7 @@ def build_cpu(name, sources, folder):
         *("-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")),
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         *('-DAUSAM_BUILT_WITH_CUDA=""', '-DAUSAM_CUDA_ARCHS=""', '-DAUSAM_NO_CUDA="not of interest"'),
+        f'-DAUSAM_SCHEMAS="{STAMP}"',
     ]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda s: _compile(s, folder, flags, headers), sources))

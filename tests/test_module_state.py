@@ -1,0 +1,337 @@
+"""What forward passes change besides the weights: after a step it is what one plain pass at w makes it."""
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_same_state
+from torch import nn
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
+from torch.nn.utils import parametrizations, spectral_norm
+
+from ausam_ext import SAM, VSAM
+
+LARGE = 20_000  # numbers: too many to be copied in every step
+METHODS = {"SAM": SAM, "VSAM": lambda m, rho: VSAM(m, rho, warmup_steps=4, max_reuse=2)}
+
+
+class Remembers(nn.Module):
+    """Averages its input, in one of the ways that people write this."""
+
+    def __init__(self, how, n=8, frozen=False, on=True):
+        super().__init__()
+        self.how, self.on = how, on
+        if frozen:
+            self.memory = nn.Parameter(torch.zeros(n), requires_grad=False)
+        else:
+            self.register_buffer("memory", torch.zeros(n))
+
+    def forward(self, x):
+        if not self.on:
+            return x
+        with torch.no_grad():
+            new = self.memory * 0.9 + x.detach().pow(2).mean()
+            if self.how == "in place":
+                self.memory.copy_(new)
+            elif self.how == "in data":
+                self.memory.data.copy_(new)
+            elif self.how == "data assigned":
+                self.memory.data = new
+            elif self.how == "replaced":
+                self.memory = new
+            elif self.how == "without a trace":
+                other = torch.ones_like(new)
+                F.batch_norm(torch.stack((new + 0.1, new + 0.3)), self.memory, other, training=True)
+        return x
+
+
+class Late(nn.Module):
+    """Its statistics come into being with the first batch, in several ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        if how == "was None":
+            self.register_buffer("mean", None)
+
+    def forward(self, x):
+        mean = x.detach().mean(0)
+        if getattr(self, "mean", None) is None:
+            self.register_buffer("mean", mean) if self.how == "registered" else setattr(self, "mean", mean)
+        elif self.how == "by turns":  # there in every second pass only
+            del self.mean
+        else:
+            self.mean = 0.9 * self.mean + 0.1 * mean
+        return x - mean
+
+
+class ByTurns(Late):
+    def __init__(self):
+        super().__init__("registered")
+        self.how = "by turns"
+
+    def forward(self, x):
+        if getattr(self, "mean", None) is None:
+            self.register_buffer("mean", x.detach().mean(0))
+            return x
+        return super().forward(x)
+
+
+class CodeBook(nn.Module):
+    def __init__(self, codes, n):
+        super().__init__()
+        self.register_buffer("size", torch.ones(codes))
+        self.register_buffer("total", torch.randn(codes, n))
+
+    def forward(self, z):
+        code = self.total / self.size[:, None]
+        i = torch.cdist(z.detach(), code).argmin(1)
+        hot = F.one_hot(i, len(code)).to(z)
+        self.size.data = 0.9 * self.size + 0.1 * hot.sum(0)
+        self.total.mul_(0.9).add_(hot.t() @ z.detach(), alpha=0.1)
+        return z + (code[i] - z).detach()
+
+
+class Keys(nn.Module):
+    """A queue: the newest batch takes the place of the oldest."""
+
+    def __init__(self, length, n):
+        super().__init__()
+        self.register_buffer("queue", F.normalize(torch.randn(length, n)))
+        self.register_buffer("at", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, z):
+        logits = F.normalize(z) @ self.queue.clone().t()
+        a = int(self.at)
+        self.queue[a : a + len(z)] = F.normalize(z.detach())
+        self.at.fill_((a + len(z)) % len(self.queue))
+        return logits[:, :8]
+
+
+class StatisticsAsParameters(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(n), requires_grad=False)
+        self.var = nn.Parameter(torch.ones(n), requires_grad=False)
+
+    def forward(self, x):
+        return F.batch_norm(x, self.mean, self.var, training=True)
+
+
+def quantised(n):
+    return FakeQuantize(MovingAverageMinMaxObserver, 0, 255, dtype=torch.quint8)
+
+
+LAYERS = {
+    **{
+        how + ", large" * (n == LARGE) + ", frozen" * frozen: partial(Remembers, how, n, frozen)
+        for how in ("in place", "in data", "data assigned", "replaced", "without a trace")
+        for n in (8, LARGE)
+        for frozen in (False, True)
+        if not (frozen and how == "replaced")
+    },
+    **{how: lambda how=how: Late(how) for how in ("was None", "registered", "assigned")},
+    "by turns": ByTurns,
+    "code book": lambda: CodeBook(5, 8),
+    "large code book": lambda: CodeBook(3000, 8),
+    "queue": lambda: Keys(160, 8),
+    "large queue": lambda: Keys(3200, 8),
+    "statistics as parameters": lambda: StatisticsAsParameters(8),
+    "observer": lambda: quantised(8),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(8, 8)),
+    "spectral norm, older": lambda: spectral_norm(nn.Linear(8, 8)),
+    "normalisation without affine": lambda: nn.BatchNorm1d(8, affine=False),
+}
+
+
+def state_of(model):
+    """Buffers and frozen parameters, by name."""
+    frozen = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
+    return {**dict(model.named_buffers()), **frozen}
+
+
+def network(layer):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 3))
+
+
+def twice(model, make=SAM):
+    """The model with SAM around it, and a copy for plain passes."""
+    plain = copy.deepcopy(model)
+    return make(model, 0.5), plain
+
+
+def step(sam, model, plain, x):
+    """One of SAM on the model, and one plain forward pass at the same weights; they stay."""
+    plain(x)
+    model.zero_grad()
+    model(x).square().mean().backward()
+    if not isinstance(sam, VSAM) or sam.decide():
+        with sam.perturbed():
+            model(x).square().mean().backward()
+    else:
+        sam.reuse_()
+    assert_same_state(state_of(model), state_of(plain))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_batch_counts_once(backend, name, method):
+    model = network(LAYERS[name]())
+    sam, plain = twice(model, METHODS[method])
+    pointers = {k: b.data_ptr() for k, b in model.named_buffers()}
+    for i in range(6):
+        step(sam, model, plain, torch.randn(16, 6, generator=torch.Generator().manual_seed(i)))
+    if name in ("in place", "in place, large", "code book", "queue"):
+        assert {k: b.data_ptr() for k, b in model.named_buffers()}.items() >= {
+            k: p for k, p in pointers.items() if not k.endswith("size")
+        }.items()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("n", [8, LARGE])
+@pytest.mark.parametrize("how", ["in place", "data assigned", "in data", "without a trace"])
+def test_what_begins_to_change_later_is_caught(how, n, frozen):
+    """Exactly, if it is small or if torch can tell; else within a few steps, and with a warning."""
+    model = network(Remembers(how, n, frozen, on=False))
+    sam, plain = twice(model)
+    traced = n == 8 or how in ("in place", "data assigned")
+    for i in range(12):
+        model[1].on = plain[1].on = i >= 5
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(i))
+        if traced or i not in (5, 6, 7):
+            step(sam, model, plain, x)
+        elif i < 7:
+            with pytest.raises(AssertionError):
+                step(sam, model, plain, x)
+        else:  # the 8th step looks
+            what = (
+                f"second pass changed a {'frozen parameter' if frozen else 'buffer'} .* in the last 3 steps"
+            )
+            with pytest.warns(UserWarning, match=what), pytest.raises(AssertionError):
+                step(sam, model, plain, x)
+            with torch.no_grad():
+                plain[1].memory.copy_(model[1].memory)
+
+
+def test_what_only_the_second_pass_changes(backend):
+    """A layer that acts in every second call, which with SAM is always the second pass."""
+
+    class Every2nd(Remembers):
+        parity = 0
+
+        def forward(self, x):
+            self.parity ^= 1
+            return x if self.parity else super().forward(x)
+
+    for n in (8, LARGE):
+        model = network(Every2nd("in place", n))
+        sam = SAM(model, 0.5)
+        before = copy.deepcopy(state_of(model))
+        for _ in range(5):
+            model.zero_grad()
+            model(torch.ones(4, 6)).sum().backward()
+            with sam.perturbed():
+                model(torch.ones(4, 6)).sum().backward()
+            assert_same_state(state_of(model), before)
+
+
+def test_switched_between_training_and_evaluation(backend):
+    """Statistics of many channels, which batch normalisation writes without a trace, frozen at first."""
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, LARGE), nn.BatchNorm1d(LARGE)]
+    model = nn.Sequential(*layers)
+    model[1].eval(), model[3].eval()
+    sam, plain = twice(model)
+    for i in range(9):
+        if i == 6:
+            model.train(), plain.train()
+        step(sam, model, plain, torch.randn(16, 6, generator=torch.Generator().manual_seed(i)))
+
+
+def test_an_observer_that_is_switched_on_later(backend):
+    model = network(quantised(8))
+    model[1].disable_observer()
+    sam, plain = twice(model)
+    for i in range(6):
+        if i == 3:
+            model[1].enable_observer(), plain[1].enable_observer()
+        step(sam, model, plain, torch.randn(16, 6, generator=torch.Generator().manual_seed(i)))
+
+
+def test_normalisation_that_begins_to_track(backend):
+    model = network(nn.BatchNorm1d(8, track_running_stats=False))
+    sam, plain = twice(model)
+    for i in range(5):
+        if i == 2:
+            for m in (model, plain):
+                m[1].track_running_stats = True
+                m[1].running_mean, m[1].running_var = torch.zeros(8), torch.ones(8)
+                m[1].num_batches_tracked = torch.tensor(0)
+        step(sam, model, plain, torch.randn(16, 6, generator=torch.Generator().manual_seed(i)))
+
+
+def test_a_layer_without_weights_that_is_added_later(backend):
+    model = network(nn.Tanh())
+    sam, plain = twice(model)
+    for i in range(4):
+        if i == 2:
+            model.append(nn.BatchNorm1d(3, affine=False)), plain.append(nn.BatchNorm1d(3, affine=False))
+        step(sam, model, plain, torch.randn(16, 6, generator=torch.Generator().manual_seed(i)))
+
+
+@pytest.mark.parametrize("n", [8, LARGE])
+def test_after_an_exception(backend, n):
+    model = network(Remembers("in place", n))
+    sam, plain = twice(model)
+    x = torch.randn(16, 6)
+    step(sam, model, plain, x)
+    model.zero_grad()
+    model(x).square().mean().backward()
+    plain(x)
+    with pytest.raises(ZeroDivisionError), sam.perturbed():
+        model(x * 9)
+        _ = 1 / 0
+    assert_same_state(state_of(model), state_of(plain))
+    step(sam, model, plain, x)
+
+
+def test_large_constants_are_not_copied_in_every_step(monkeypatch):
+    """Nor are they written to, which would make a graph that saved them invalid."""
+    model = network(Remembers("never", LARGE))
+    model.register_parameter("frozen", nn.Parameter(torch.ones(LARGE), requires_grad=False))
+    sam, plain = twice(model)
+    copied = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda t, **kw: (copied.append(t.numel()), clone(t, **kw))[1])
+    versions = []
+    for _ in range(70):
+        step(sam, model, plain, torch.randn(4, 6))
+        versions.append((model[1].memory._version, model.frozen._version))
+    assert copied.count(LARGE) == 1
+    assert len(set(versions)) == 1
+
+
+def traced(model):
+    return torch.jit.trace(model, torch.randn(16, 6), check_trace=False)
+
+
+@pytest.mark.parametrize("script", [torch.jit.script, traced])
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and warns of what it traces
+def test_torchscript(script):
+    plain = network(nn.BatchNorm1d(8))
+    model = script(copy.deepcopy(plain))
+    model.load_state_dict(plain.state_dict())  # tracing has moved the statistics
+    for i in range(3):
+        step(SAM(model, 0.5), model, plain, torch.randn(16, 6, generator=torch.Generator().manual_seed(i)))
+
+
+def test_a_sam_that_was_copied_or_pickled_after_a_step():
+    model = network(Remembers("in data", LARGE))
+    sam, plain = twice(model)
+    step(sam, model, plain, torch.randn(16, 6))
+    for copied in (copy.deepcopy((sam, plain)), pickle.loads(pickle.dumps((sam, plain)))):
+        for _ in range(3):
+            step(copied[0], copied[0].model, copied[1], torch.randn(16, 6))
