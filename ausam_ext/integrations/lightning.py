@@ -11,6 +11,7 @@ from torch.optim import LBFGS
 from torch.utils.data import DataLoader
 
 from .. import guards
+from ..gradient_watch import GradientWatch
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
 from ..vsam import VSAM
@@ -105,9 +106,10 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         if not isinstance(self.sam, SAM):
             raise TypeError(f"make: expected it to return a SAM or VSAM, got {self.sam!r}")
         if isinstance(trainer.strategy.model, DistributedDataParallel):
-            self.sam._ddp = (
-                trainer.strategy.model
-            )  # make() saw what it wraps; vSAM compares over its processes
+            # make() saw only what this wraps: vSAM compares its arguments over the processes, and gradients
+            # that are averaged change after the backward pass, as if they were clipped.
+            self.sam._ddps = [trainer.strategy.model]
+            self.sam._watch = GradientWatch(self.sam._perturbed, clips=False)
         if self.batches is not None:
             self.batches.adlp.to(pl_module.device)
         self._load_sam_state()
