@@ -22,7 +22,7 @@ class ADLP:
 
     Args:
         num_samples: how many samples the training set has.
-        device: where the table lives; best that of the losses.
+        device: where the table lives; best that of the losses. By default torch's default device.
 
     Attributes:
         total: ``[num_samples]``, float32: sums of DLP, in units of the loss.
@@ -30,7 +30,7 @@ class ADLP:
     """
 
     def __init__(self, num_samples: int, device: torch.device | str | None = None) -> None:
-        checks.integer("num_samples", num_samples, 1)
+        num_samples = checks.integer("num_samples", num_samples, 1)
         self.total = torch.zeros(num_samples, dtype=torch.float32, device=device)
         self.count = torch.zeros(num_samples, dtype=torch.int32, device=device)
         # What the processes last agreed on, allocated where there are several: zeros, until sync() or
@@ -71,9 +71,10 @@ class ADLP:
                 or plan of an epoch.
         """
         index = self.place(index)
-        if loss is loss_perturbed:
+        if loss is loss_perturbed or _same_memory(loss, loss_perturbed):
             raise ValueError(
-                "loss_perturbed: expected the losses at w + epsilon, got the tensor given as loss"
+                "loss_perturbed: expected the losses at w + epsilon, got the tensor given as loss, or one "
+                "in its memory; clone() the first losses if the second pass writes to the same buffer"
             )
         if skip is not None:
             checks.tensor("skip", skip, [torch.bool], dim=0)
@@ -84,8 +85,17 @@ class ADLP:
     def place(self, index: Tensor) -> Tensor:
         """``index`` on the device of the table."""
         checks.tensor("index", index, checks.INDEX)
+        device = self.total.device
+        if index.device == device:
+            return index
         # The host does not wait by itself for a copy that comes to it.
-        return index.to(self.device, non_blocking=self.device.type != "cpu")
+        return index.to(device, non_blocking=device.type != "cpu")
+
+    def look_for_outside(self, index: Tensor) -> None:
+        """An entry outside the table is an ``IndexError``, at once or later, as in :meth:`update`."""
+        checks.inside(index, len(self), self._invalid)
+        if self._invalid is not None:
+            self._invalid.add_(((index < 0) | (index >= len(self))).sum())
 
     def mean(self, index: Tensor | None = None) -> Tensor:
         """ADLP of the samples in ``index`` (any shape), or of all: float32, NaN where never visited.
@@ -96,10 +106,8 @@ class ADLP:
         if index is None:
             return self.total / self.count
         index = self.place(index)
-        checks.inside(index, len(self), self._invalid)
+        self.look_for_outside(index)
         inside = (index >= 0) & (index < len(self))
-        if self._invalid is not None:
-            self._invalid.add_((~inside).sum())
         index = index.where(inside, 0).long()
         return (self.total[index] / self.count[index]).where(inside, math.nan)
 
@@ -176,7 +184,7 @@ class ADLP:
             self._agreed = (torch.zeros_like(self.total), torch.zeros_like(self.count))
         known = self._agreed is not None
         mine = [len(self), self._take_invalid(), known, *(_fingerprint(t) for t in self._agreed or ())]
-        sent = torch.tensor(mine + [0] * (5 - len(mine)), device=self.device)
+        sent = torch.tensor(mine + [0] * (5 - len(mine)), dtype=torch.int64, device=self.device)
         received = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
         dist.all_gather(received, sent, group=group)
         lengths, invalid, all_known, *fingerprints = torch.stack(received, 1).tolist()
@@ -231,6 +239,13 @@ class ADLP:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self._agreed = (self.total.clone(), self.count.clone())
         self._reset_invalid()
+
+
+def _same_memory(loss: Any, loss_perturbed: Any) -> bool:
+    if torch.compiler.is_compiling() or not (isinstance(loss, Tensor) and isinstance(loss_perturbed, Tensor)):
+        return False
+    address = loss.data_ptr()
+    return address != 0 and address == loss_perturbed.data_ptr()  # 0: no elements
 
 
 def _merge(now: Tensor, then: Tensor, group: dist.ProcessGroup | None) -> None:

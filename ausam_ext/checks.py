@@ -7,6 +7,7 @@ tracing, and after a compiled kernel has refused its arguments; a call that succ
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -60,21 +61,24 @@ def same(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def number(name: str, value: Any, accepted: str, ok: Callable[[float], bool]) -> float:
-    """A real number for which ``ok`` holds."""
-    if not isinstance(value, (int, float)):
+    """A real number for which ``ok`` holds, also one of numpy's, as a Python number."""
+    if not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name}: expected a number, {accepted}, got {value!r}")
-    if not (math.isfinite(value) and ok(value)):
+    plain = float(value)
+    if not (math.isfinite(plain) and ok(plain)):
         raise ValueError(f"{name}: expected {accepted}, got {value}")
-    return float(value)
+    return plain
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None, high_name: str = "") -> int:
+    """An integer from ``low`` to ``high``, also one of numpy's, as a Python number."""
     accepted = f"at least {low}" if high is None else f"from {low} to {high_name} {high}".replace("  ", " ")
-    if not isinstance(value, int):
+    if not isinstance(value, (int, Integral)):
         raise TypeError(f"{name}: expected an integer, {accepted}, got {value!r}")
-    if value < low or (high is not None and value > high):
+    plain = value if isinstance(value, int) else int(value)
+    if plain < low or (high is not None and plain > high):
         raise ValueError(f"{name}: expected an integer {accepted}, got {value}")
-    return value
+    return plain
 
 
 def flag(name: str, value: Any) -> bool:
@@ -88,9 +92,9 @@ def version(state: dict[str, Any], expected: int) -> None:
         raise ValueError(f"version: expected {expected}, got {state['version']}")
 
 
-def weight_bounds(s_min: Any, s_max: Any) -> None:
+def weight_bounds(s_min: Any, s_max: Any) -> tuple[float, float]:
     low = number("s_min", s_min, "a finite number above 0", lambda v: v > 0)
-    number("s_max", s_max, f"a finite number not below s_min = {low}", lambda v: v >= low)
+    return low, number("s_max", s_max, f"a finite number not below s_min = {low}", lambda v: v >= low)
 
 
 def dlp(loss: Any, loss_perturbed: Any) -> None:
@@ -114,8 +118,8 @@ def inside(index: Tensor, num_samples: int, invalid: Tensor | None = None) -> No
     """On the CPU a wrong index is an error at once; elsewhere looking would be a synchronisation."""
     if invalid is not None or index.device.type != "cpu" or isinstance(index, FakeTensor):
         return
-    wrong = index[(index < 0) | (index >= num_samples)]
-    if wrong.numel():
+    if index.numel() and (index.min() < 0 or index.max() >= num_samples):
+        wrong = index[(index < 0) | (index >= num_samples)]
         raise IndexError(
             f"index: {wrong[0].item()} is outside the table of {num_samples} samples "
             f"({wrong.numel()} of {index.numel()} entries are); expected 0 <= index < {num_samples}"

@@ -12,6 +12,8 @@ of which a copy would cost too much, are compared by sums and copied only once t
 
 import warnings
 from collections.abc import Iterable
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +35,14 @@ class ModuleState:
         self.modules, self._params = list(modules), list(params)
         self._copies = Copies()
         self._large: dict[tuple[int, str], _Buffer | _Frozen] = {}
-        self._places: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
+        # As they were when before() was called last, and mostly still are:
+        self._places: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []  # of each module
+        self._trained: list[bool] = []  # of each parameter
+        self._stored: list[Tensor] = []  # what of it has memory in this process,
+        self._memory: list[Tensor] = []  # and that memory
+        self._pointers: list[int] = []
+        self._small: list[tuple[tuple[int, str], Tensor]] = []
         self._watched: list[tuple[_Buffer | _Frozen, Tensor]] = []
-        self._stored: list[tuple[Tensor, Tensor]] = []  # what modules have, and its memory
         self._training: list[bool] = []
         self._look, self._steps = False, 0
         for i, p in enumerate(self._params):  # so that what the first first pass changes is known
@@ -43,14 +50,38 @@ class ModuleState:
             if t is not None and t.nbytes > _SMALL:
                 self._large[i, ""] = _Frozen(t)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is not found again by the next :meth:`before`."""
+        return {**self.__dict__, "_places": [], "_stored": [], "_memory": [], "_small": [], "_watched": []}
+
     def before(self) -> tuple[list[Tensor], list[Tensor]]:
         """Call it before the weights move: what is to be copied and written back in this step, and where to.
 
         What is large is copied here and, if it has changed, written back by :meth:`after`.
         """
-        self._places = [(m._buffers, dict(m._buffers.items())) for m in self.modules]
-        keys, tensors, self._watched, self._stored = [], [], [], []
+        if torch.compiler.is_compiling() or not self._is_as_it_was():
+            self._find()
+        if self._watched:
+            self._look = self._has_to_look()
+            for large, t in self._watched:
+                large.before(t, self._look)
+        tensors = [t for _, t in self._small]
+        return tensors, self._copies.of([key for key, _ in self._small], tensors)
+
+    def _is_as_it_was(self) -> bool:
+        return (
+            len(self._places) == len(self.modules)
+            and all(now is m._buffers for (now, _), m in zip(self._places, self.modules, strict=True))
+            and all(map(_are_same, self._places))
+            and self._trained == [p.requires_grad for p in self._params]
+            and self._pointers == [t.data_ptr() for t in self._stored]
+        )
+
+    def _find(self) -> None:
         compiling = torch.compiler.is_compiling()
+        self._places = [(m._buffers, dict(m._buffers.items())) for m in self.modules]
+        self._trained = [p.requires_grad for p in self._params]
+        self._stored, self._memory, self._small, self._watched = [], [], [], []
         found: list[tuple[tuple[int, str], Tensor]] = [
             ((i, name), t)
             for i, (_, buffers) in enumerate(self._places)
@@ -63,19 +94,15 @@ class ModuleState:
             if t is None:
                 continue
             if not (compiling or is_sharded(stored)):
-                self._stored.append((stored, t))
+                self._stored.append(stored)
+                self._memory.append(t)
             if t.nbytes <= _SMALL or (compiling and key[1]):
-                keys.append(key)
-                tensors.append(t)
+                self._small.append((key, t))
             elif not compiling:
                 if key not in self._large:
                     self._large[key] = _Buffer() if key[1] else _Frozen(t)
                 self._watched.append((self._large[key], t))
-        if self._watched:
-            self._look = self._has_to_look()
-            for large, t in self._watched:
-                large.before(t, self._look)
-        return tensors, self._copies.of(keys, tensors)
+        self._pointers = [t.data_ptr() for t in self._memory]
 
     def _has_to_look(self) -> bool:
         if any(t.is_cuda for _, t in self._watched) and torch.cuda.is_current_stream_capturing():
@@ -90,19 +117,23 @@ class ModuleState:
 
     def after(self) -> None:
         """Writes back what is large and has changed; puts back what was replaced, added or removed."""
-        watched, stored, places = self._watched, self._stored, self._places
-        self._watched, self._stored, self._places = [], [], []
-        for large, t in watched:
+        for large, t in self._watched:
             large.after(t, self._look)
-        for owner, t in stored:
-            if owner.data_ptr() != t.data_ptr():  # it was given other memory, through .data
-                owner.data = t
-        for now, then in places:
-            for name in [name for name in now.keys() if name not in then]:  # noqa: SIM118  TorchScript's too
-                del now[name]
-            for name, buffer in then.items():
-                if name not in now or now[name] is not buffer:
+        if self._pointers != [t.data_ptr() for t in self._stored]:
+            for stored, t in zip(self._stored, self._memory, strict=True):
+                if stored.data_ptr() != t.data_ptr():  # it was given other memory, through .data
+                    stored.data = t
+        for now, then in self._places:
+            if not _are_same((now, then)):
+                for name in [name for name in now.keys() if name not in then]:  # noqa: SIM118  TorchScript's too
+                    del now[name]
+                for name, buffer in then.items():
                     now[name] = buffer
+
+
+def _are_same(place: tuple[dict[str, Tensor | None], dict[str, Tensor | None]]) -> bool:
+    now, then = place
+    return len(now) == len(then) and all(map(is_, now.values(), then.values()))
 
 
 class _Buffer:

@@ -276,6 +276,6 @@ def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: float | Te
     """
     if not isinstance(scale, Tensor):
         value = checks.number("scale", scale, "a finite number", lambda v: True)
-        scale = torch.full((), value, dtype=torch.float64)
+        scale = torch.full((), value, dtype=torch.float64, device="cpu")
     call("psf_reuse_", grads, psf, scale)
     increment_version(grads)

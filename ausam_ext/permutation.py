@@ -25,7 +25,7 @@ def permute(position: Tensor, n: int, generator: torch.Generator) -> Tensor:
     Returns:
         Like ``position``. Needs memory in proportion to it, whatever ``n`` is.
     """
-    keys = torch.randint(_WORD + 1, (_ROUNDS,), generator=generator).tolist()
+    keys = torch.randint(_WORD + 1, (_ROUNDS,), dtype=torch.int64, device="cpu", generator=generator).tolist()
     low_bits = max(_MIN_BITS, (n - 1).bit_length()) // 2
     tops = max(1 << (_MIN_BITS - _MIN_BITS // 2), -(-n // (1 << low_bits)))
     value = _feistel(position, low_bits, tops, keys)

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
@@ -41,9 +42,9 @@ class RateController:
         initial_samples: float = 1,
     ) -> None:
         self.slices = checks.integer("slices", slices, 1)
-        self.window = checks.integer("window", window, 2 * slices)
+        self.window = checks.integer("window", window, 2 * self.slices)
         self.alpha = checks.number("alpha", alpha, "a finite number not below 0", lambda v: v >= 0)
-        top = window * checks.number(
+        top = self.window * checks.number(
             "max_rate", max_rate, "a number above 0 and at most 1", lambda v: 0 < v <= 1
         )
         if top < 1:
@@ -53,7 +54,13 @@ class RateController:
             "initial_samples", initial_samples, f"a number from 1 to {top:g}", lambda v: 1 <= v <= top
         )
         # (||PSF||, ||g_SGD||): the last N, and the N - 1 before them that the first of those looks back on.
-        self._observed: deque[tuple[float, float] | Tensor] = deque(maxlen=2 * window - 1)
+        self._observed: deque[tuple[float, float] | Tensor] = deque(maxlen=2 * self.window - 1)
+
+    def __repr__(self) -> str:
+        return (
+            f"RateController(window={self.window}, slices={self.slices}, alpha={self.alpha:g}, "
+            f"max_rate={self.max_samples / self.window:g}, s={self.s:g})"
+        )
 
     @property
     def rate(self) -> float:
@@ -68,7 +75,7 @@ class RateController:
             self._observed.append(torch.stack((psf_norm.detach(), sgd_norm.detach())))
             return
         for name, value in (("psf_norm", psf_norm), ("sgd_norm", sgd_norm)):
-            if not isinstance(value, (int, float, Tensor)):
+            if not isinstance(value, (int, float, Real, Tensor)):
                 raise TypeError(f"{name}: expected a number or a 0-d tensor, got {value!r}")
         self._observed.append((float(psf_norm), float(sgd_norm)))
 
@@ -82,7 +89,7 @@ class RateController:
         n = len(observed)
         if n < 2 * self.slices:
             return self.s
-        norms = torch.tensor([psf for psf, _ in observed], dtype=torch.float64)
+        norms = torch.tensor([psf for psf, _ in observed], dtype=torch.float64, device="cpu")
         recent = range(max(0, n - self.window), n)
         variances = [
             ops.sliced_variance(norms[max(0, i + 1 - self.window) : i + 1], self.slices).item()
@@ -109,8 +116,8 @@ class RateController:
         (Synchronises. Always of the same shape, as ``torch.distributed.checkpoint`` needs it.)
         """
         values = self._values()
-        observed = torch.zeros(2 * self.window - 1, 2, dtype=torch.float64)
-        observed[: len(values)] = torch.tensor(values, dtype=torch.float64).view(-1, 2)
+        observed = torch.zeros(2 * self.window - 1, 2, dtype=torch.float64, device="cpu")
+        observed[: len(values)] = torch.tensor(values, dtype=torch.float64, device="cpu").view(-1, 2)
         return {"version": _VERSION, "s": self.s, "observed": observed, "count": len(values)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -154,13 +154,13 @@ class SAM:
             drop_gathered(self._gatherers)
             _drop_casts()
             self._state.after()
-        new = [p for p in self._params if p.requires_grad and p.grad is not None]
+        new = [p.grad for p in self._params if p.grad is not None and p.requires_grad]
         if kept:
-            new = [p for p in new if p.grad._version != kept.get(p)]  # type: ignore[union-attr]
+            new = [p.grad for p in self._params if p.grad is not None and p.grad._version != kept.get(p)]
         if not new:
             raise RuntimeError("perturbed(): no backward() ran inside; without it there is no SAM gradient")
         if self.scaler is not None:
-            self._note_overflow(norm, [p.grad for p in new])  # type: ignore[misc]
+            self._note_overflow(norm, new)
         self._leave()
 
     def backward(
@@ -310,12 +310,12 @@ class SAM:
     def _clear(self) -> dict[nn.Parameter, int]:
         """Clears the gradients; returns the version of each that is a part of a larger tensor, and stays one:
         an optimizer may have that."""
-        kept = []
+        kept, compiling = [], torch.compiler.is_compiling()
         for p in self._params:
             grad = p.grad
             if grad is None or not p.requires_grad:
                 continue
-            if owns_its_memory(grad):
+            if compiling or owns_its_memory(grad):
                 p.grad = None
             else:
                 grad.detach().zero_()

@@ -5,7 +5,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,15 +14,13 @@ from torch.utils.data import Sampler
 
 from . import checks
 from .adlp import ADLP
+from .loader import Batch, Batches, IndexedLoader
 from .loader import check as check_loader
-from .loader import most_ahead
 from .permutation import permute
 
 _VERSION = 3
 _PLAN_BLOCK = 1 << 20  # samples whose batches are planned at once; bounds a plan's memory to some 50 MB
 _NOISE_BLOCK = 1 << 13  # samples whose noise is drawn at once
-
-Batch = TypeVar("Batch")
 
 
 class AUSAMBatchSampler(Sampler[list[int]]):
@@ -41,9 +39,10 @@ class AUSAMBatchSampler(Sampler[list[int]]):
     An epoch is planned where the table lives, about a million samples at a time, as the loader asks for them:
     neither memory nor time per batch depend on the size of the data set. A process visits a sample at most
     once an epoch, and its score changes only then, so that the plan is exactly the choice made batch by
-    batch, however far workers prefetch. Within a batch of ``n`` samples ``max(1, floor(alpha * n + 1e-6))``
-    are drawn without replacement (Eq. 7, 8), with ``s_max`` raised linearly from ``s_min`` in epoch 0 to its
-    value in epoch ``warmup_epochs``.
+    batch, however far workers prefetch. Of a batch of ``n`` samples ``floor(alpha * n + 1e-6)`` are drawn
+    without replacement (Eq. 7, 8), but two at least, or BatchNorm would refuse what is left of a short last
+    batch (one of a batch of one). ``s_max`` rises linearly from ``s_min`` in epoch 0 to its value in epoch
+    ``warmup_epochs``.
 
     Args:
         adlp: the table; its length is that of the data set.
@@ -78,7 +77,6 @@ class AUSAMBatchSampler(Sampler[list[int]]):
     ) -> None:
         if not isinstance(adlp, ADLP):
             raise TypeError(f"adlp: expected an ausam_ext.ADLP, got {type(adlp).__name__}")
-        checks.weight_bounds(s_min, s_max)
         distributed = dist.is_available() and dist.is_initialized()
         if num_replicas is None:
             num_replicas = dist.get_world_size() if distributed else 1
@@ -87,20 +85,30 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self.adlp = adlp
         self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.alpha = checks.number("alpha", alpha, "a number above 0 and at most 1", lambda v: 0 < v <= 1)
-        self.s_min, self.s_max = s_min, s_max
+        self.s_min, self.s_max = checks.weight_bounds(s_min, s_max)
         self.warmup_epochs = checks.integer("warmup_epochs", warmup_epochs, 0)
         self.full_epochs = checks.integer("full_epochs", full_epochs, 0)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.seed = checks.integer("seed", seed, 0)
         self.num_replicas = checks.integer("num_replicas", num_replicas, 1)
-        self.rank = checks.integer("rank", rank, 0, num_replicas - 1)
+        self.rank = checks.integer("rank", rank, 0, self.num_replicas - 1)
         self.epoch = 0
         self._position = 0  # batches of this epoch that were handed to the training loop
         # Batches that a loader drew and indexed() has not given out yet: of the loop that is the current one,
-        # and while its loader has not asked for batches yet.
+        # and of one that begins, until it gets its first batch.
         self._current: deque[Tensor] | None = None
         self._awaiting: deque[Tensor] | None = None
+        self._restored: Batches | None = None  # by its load_state_dict(), and not used yet
+        self._epoch_was_set = False
+        # Without set_epoch() and indexed(): the table's version at the first one's beginning, how many ended.
+        self._plain_loops: tuple[int, int] | None = None
         self._noise_block: tuple[tuple[int, int], Tensor] | None = None
+
+    def __repr__(self) -> str:
+        settings = "batch_size alpha s_min s_max warmup_epochs full_epochs shuffle drop_last seed"
+        processes = " rank num_replicas" if self.num_replicas > 1 else ""
+        shown = ", ".join(f"{name}={getattr(self, name)}" for name in (settings + processes).split())
+        return f"AUSAMBatchSampler({self.adlp!r}, {shown})"
 
     def __len__(self) -> int:
         """Batches in an epoch, of this process."""
@@ -113,29 +121,57 @@ class AUSAMBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Call it before each epoch; the epoch of a loaded state goes on where it was left."""
-        checks.integer("epoch", epoch, 0)
+        epoch = checks.integer("epoch", epoch, 0)
+        self._epoch_was_set = True
         if epoch != self.epoch:
-            self.epoch, self._position, self._current = epoch, 0, None
+            self.epoch, self._position = epoch, 0
+            self._current = self._restored = None
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """The samples of each batch that is left of the epoch."""
-        # Not before the first batch is asked for: a DataLoader may make two iterators, and use one.
-        drawn, self._awaiting = self._awaiting, None
-        for block in self._plan(self.epoch, self._position):
-            host = block.cpu()  # the one copy to the host in a block
-            for i in range(len(block)):
-                if drawn is not None:
-                    drawn.append(block[i])
-                yield host[i].tolist()
+    def __iter__(self) -> Batches:
+        """The samples of each batch that is left of the epoch.
 
-    def indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
-        """Yields ``(index, batch)`` for each batch of a ``DataLoader`` that has this as its
-        ``batch_sampler``.
+        The iterator has a ``state_dict()`` of its own: up to where it was drawn from, which is what a loader
+        with a state needs, such as torchdata's ``StatefulDataLoader``.
+
+        Warns if it begins the same epoch once more without :meth:`set_epoch` or :meth:`indexed`.
+        """
+        if self._restored is not None and self._restored.position == len(self):
+            self.set_epoch(self.epoch + 1)  # a loader that was saved after its last batch drops that iterator
+        return Batches(self)
+
+    def _begin(self) -> deque[Tensor] | None:
+        """Takes note of an iterator's first batch; gives where :meth:`indexed` wants to have the batches."""
+        if self._awaiting is not None:
+            self._awaiting.clear()  # a loader may draw from one iterator, and begin another
+        elif not self._epoch_was_set and self._current is None:
+            version = self.adlp.total._version
+            first, ended = self._plain_loops or (version, 0)
+            # Looking at the batches twice is no training.
+            if version != first or ended > 1:
+                warnings.warn(
+                    f"AUSAMBatchSampler: epoch {self.epoch} begins once more, with the same batches; call "
+                    "set_epoch() before each epoch, or loop over indexed(loader), which moves on by itself",
+                    stacklevel=3,
+                )
+            self._plain_loops = first, ended
+        return self._awaiting
+
+    def _end(self) -> None:
+        if self._plain_loops is not None:
+            first, ended = self._plain_loops
+            self._plain_loops = first, ended + 1
+
+    def indexed(self, loader: Iterable[Batch]) -> IndexedLoader[Batch]:
+        """Gives ``(index, batch)`` for each batch of a ``DataLoader`` that has this as its ``batch_sampler``.
 
         ``index`` is ``[samples in the batch]``, int64, on the table's device: what ``ADLP.update`` takes.
         Also counts the batches, for :meth:`state_dict`, and moves on to the next epoch after the last.
         Workers get seeds that depend on ``seed``, the epoch and where it begins; torch's own generator is
         left as it is.
+
+        Returns:
+            A loader with ``len()``, to loop over as often as there are epochs: ``next()`` is of its
+            ``iter()``.
 
         Raises:
             ValueError: ``loader`` has another batch sampler or a data set of another length than the table,
@@ -144,47 +180,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
                 loop goes on after another one began or the epoch or the state was set.
         """
         check_loader(loader, self, len(self.adlp))
-        return self._indexed(loader)
-
-    def _indexed(self, loader: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
-        drawn: deque[Tensor] = deque()
-        self._current = self._awaiting = drawn
-        # Creating the iterator draws the seed of the workers from torch's generator. Lend it one: else a run
-        # that resumes here would have drawn once more than one that never stopped.
-        state = torch.get_rng_state()
-        torch.set_rng_state(self._generator("workers", self.epoch, self._position, self.rank).get_state())
-        try:
-            iterator = iter(loader)
-        finally:
-            torch.set_rng_state(state)
-        try:
-            yield from self._paired(iterator, drawn, most_ahead(loader))
-        finally:
-            if self._current is drawn:
-                self._current = None
-
-    def _paired(
-        self, iterator: Iterator[Batch], drawn: deque[Tensor], most: int
-    ) -> Iterator[tuple[Tensor, Batch]]:
-        for batch in iterator:
-            if not 1 <= len(drawn) <= most:
-                raise RuntimeError(
-                    f"loader: gave a batch having drawn {len(drawn)} of this sampler, expected 1 to {most}; "
-                    "what wraps it must not leave out, add or split batches"
-                )
-            self._position += 1
-            last = self._position == len(self)
-            yield drawn.popleft(), batch
-            if self._current is not drawn:
-                if last:
-                    return
-                raise RuntimeError(
-                    "indexed(): since this loop's last batch another one began, or the epoch or the state "
-                    "was set; end or leave a loop first"
-                )
-        if self._position < len(self):
-            raise RuntimeError(f"loader: ended after batch {self._position} of the {len(self)} of this epoch")
-        self.set_epoch(self.epoch + 1)
+        return IndexedLoader(loader)  # type: ignore[arg-type]
 
     def select(self, index: Tensor) -> Tensor:
         """The same choice for the next batch, within the loop: for loaders that take no batch sampler.
@@ -203,13 +199,15 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         Raises:
             RuntimeError: inside a loop over :meth:`indexed`, whose batches are chosen already.
 
-        Warns where :meth:`set_epoch` seems to be missing, without which whole batches are kept for ever.
+        Warns if :meth:`set_epoch` seems to be missing, without which whole batches are kept for ever.
         """
         if self._current is not None:
             raise RuntimeError(
                 "select(): inside a loop over indexed(), whose batches are chosen already; use one of both"
             )
-        if self._position == len(self) and self.epoch < self.full_epochs:
+        if (
+            self._position == len(self) and self.epoch < self.full_epochs and not self._epoch_was_set
+        ):  # a loop that does set it may draw more than there are samples
             warnings.warn(
                 f"select(): call {self._position + 1} in epoch {self.epoch}, which keeps every batch whole; "
                 "call set_epoch() at the beginning of each epoch",
@@ -218,6 +216,8 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         index = self.adlp.place(checks.tensor("index", index, checks.INDEX, dim=1))
         checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
         keep = self._choose(index.unsqueeze(0), self.epoch, self._position)[0]
+        if len(keep) == len(index):
+            self.adlp.look_for_outside(index)  # no score was looked up
         self._position += 1
         return keep
 
@@ -238,16 +238,16 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         """Samples ``start``, ``start + 1``, ... of this process's share of the epoch."""
         n = len(self.adlp)
         # Strided as DistributedSampler has it; what is repeated goes to another process than the first time.
-        position = torch.arange(start, start + length, device=self.adlp.device)
+        position = torch.arange(start, start + length, dtype=torch.int64, device=self.adlp.device)
         position = (position * self.num_replicas + self.rank) % n
         return permute(position, n, self._generator("permutation", epoch)) if self.shuffle else position
 
     def _choose(self, index: Tensor, epoch: int, first: int) -> Tensor:
         """Positions in each row of ``index`` (``[batches, n]``): the batches from ``first`` on."""
         rows, n = index.shape
-        k = max(1, math.floor(self.alpha * n + 1e-6))
+        k = max(min(2, n), math.floor(self.alpha * n + 1e-6))
         if epoch < self.full_epochs or k == n:
-            return torch.arange(n, device=index.device).expand(rows, n)
+            return torch.arange(n, dtype=torch.int64, device=index.device).expand(rows, n)
         ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
         s_max = self.s_min + ramp * (self.s_max - self.s_min)
         noise = self._noise(epoch, first, rows)[:, :n]
@@ -263,7 +263,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
     def _draw_noise(self, epoch: int, block: int, rows: int) -> Tensor:
         key = (epoch, block)
         if self._noise_block is None or self._noise_block[0] != key:
-            noise = torch.empty(rows, self.batch_size)
+            noise = torch.empty(rows, self.batch_size, dtype=torch.float32, device="cpu")
             noise.exponential_(generator=self._generator("choice", epoch, block, self.rank))
             if self.adlp.device.type == "cuda":
                 noise = noise.pin_memory()  # else the copy would wait for the device
@@ -273,7 +273,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
     def _generator(self, *key: object) -> torch.Generator:
         """One for each purpose, so that a run resumes anywhere without stored random state."""
         digest = blake2b(repr((self.seed, *key)).encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands: what :meth:`indexed` or :meth:`select` handed out, not the prefetched."""
@@ -305,4 +305,4 @@ class AUSAMBatchSampler(Sampler[list[int]]):
                     "a state that is saved between two epochs fits any"
                 )
         self.seed, self.epoch, self._position = state["seed"], state["epoch"], state["position"]
-        self._current = None
+        self._current = self._restored = self._plain_loops = None

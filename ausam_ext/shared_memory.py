@@ -52,9 +52,9 @@ def _extent(t: Tensor) -> int:
 
 def owns_its_memory(grad: Tensor) -> bool:
     """Whether a gradient is not a part of a larger tensor, which an optimizer or the loop may have."""
-    if torch.compiler.is_compiling() or grad.layout is not torch.strided or grad.requires_grad:
+    if grad.layout is not torch.strided or grad.untyped_storage().nbytes() == grad.nbytes:
         return True
-    return is_sharded(grad) or grad.untyped_storage().nbytes() == grad.nbytes
+    return is_sharded(grad) or grad.requires_grad
 
 
 def flat(params: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -139,6 +139,27 @@ def test_the_same_losses_twice():
     assert adlp.count.sum() == 0
 
 
+@pytest.mark.parametrize("again", [torch.Tensor.detach, lambda t: t.view(3), lambda t: t[:]])
+def test_the_same_memory_twice(again):
+    """A closure that writes each pass's losses to one buffer."""
+    adlp, loss = ADLP(9), torch.rand(3)
+    with pytest.raises(ValueError, match=r"loss_perturbed: .*in its memory.*clone\(\)"):
+        adlp.update(torch.tensor([1, 2, 3]), loss, again(loss))
+    assert adlp.count.sum() == 0
+    both = torch.rand(2, 3)
+    adlp.update(torch.tensor([1, 2, 3]), both[0], both[1])
+    adlp.update(torch.tensor([1, 2, 3]), *both.t().contiguous().unbind(1))  # strided, from one storage
+    adlp.update(torch.tensor([], dtype=torch.int64), torch.rand(0), torch.rand(0))
+    assert adlp.count.sum() == 6
+
+
+def test_a_compiled_update_compares_no_addresses():
+    adlp = ADLP(9)
+    compiled = torch.compile(adlp.update, fullgraph=True, backend="eager")
+    compiled(torch.tensor([1, 2, 3]), torch.zeros(3), torch.ones(3))
+    assert adlp.mean(torch.arange(1, 4)).tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("skip", [None, torch.tensor(False)])
 def test_no_second_losses(skip):
     """What VSAM.backward gives for a step with one pass."""

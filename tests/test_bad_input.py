@@ -1,8 +1,9 @@
 """Every argument of every function: the right exception, name and value in the message, nothing changed."""
 
+import numpy as np
 import pytest
 import torch
-from helpers import exponential, same_bits
+from helpers import assert_same_state, exponential, same_bits
 
 from ausam_ext import ops
 
@@ -263,3 +264,25 @@ def test_kernels_called_past_the_python_functions_are_safe(name):
         short["scale"] = torch.tensor(0.5)
     with pytest.raises((RuntimeError, ValueError)):
         getattr(torch.ops.ausam_ext, name)(**short)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("subset_sample", "k"),
+        ("subset_sample", "s_min"),
+        ("adlp_sample", "s_max"),
+        ("sliced_variance", "slices"),
+        ("perturb_", "rho"),
+        ("psf_capture_", "norm_last"),
+        ("psf_reuse_", "scale"),
+    ],
+)
+def test_numpy_scalars_are_numbers(backend, name, argument):
+    arguments = good(name)
+    plain = {"s_min": 0.25, "rho": 0.25}.get(argument, arguments[argument])
+    results = []
+    for value in (plain, np.int32(plain) if isinstance(plain, int) else np.float32(plain)):
+        own = {k: [t.clone() for t in v] if isinstance(v, list) else v for k, v in arguments.items()}
+        results.append([getattr(ops, name)(**{**own, argument: value}), own])
+    assert_same_state(*results)

@@ -100,7 +100,7 @@ def test_a_collate_function_that_drops_samples_is_noticed_when_losses_are_record
         return torch.stack([x for x, _ in samples if x % 20 == 0])
 
     loader = DataLoader(dataset(), batch_sampler=batches, collate_fn=even_ones)
-    index, x = next(batches.indexed(loader))
+    index, x = next(iter(batches.indexed(loader)))
     with pytest.raises(ValueError, match=r"loss: expected one for each index, shape \(16,\).*another batch"):
         adlp.update(index, x.float(), x + 1.0)
 

@@ -8,6 +8,7 @@ from test_sampler import N, dataset, scored
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from ausam_ext import AUSAMBatchSampler
+from ausam_ext.loader import IndexedLoader
 
 
 def sampler(**options):
@@ -25,7 +26,7 @@ def test_what_an_abandoned_loop_prefetched_disturbs_nobody(persistent):
     loader = DataLoader(
         dataset(), batch_sampler=batches, num_workers=2, prefetch_factor=2, persistent_workers=persistent
     )
-    abandoned = batches.indexed(loader)  # kept alive, with its workers
+    abandoned = iter(batches.indexed(loader))  # kept alive, with its workers
     assert_paired(islice(abandoned, 1))
     rest = list(batches.indexed(loader))
     assert len(rest) == len(batches) - 1
@@ -37,9 +38,46 @@ def test_what_an_abandoned_loop_prefetched_disturbs_nobody(persistent):
     assert batches.epoch == 2
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_framework_can_have_it_as_its_loader(workers):
+    """One that loops over what it was given once an epoch, and asks how long an epoch is."""
+    batches = sampler(full_epochs=1)
+    loader = batches.indexed(DataLoader(dataset(), batch_sampler=batches, num_workers=workers))
+    assert isinstance(loader, IndexedLoader) and loader.sampler is batches
+    seen = []
+    for _ in range(3):
+        pairs = list(loader)
+        assert len(pairs) == len(loader) == 7
+        assert_paired(pairs)
+        seen.append([index.tolist() for index, _ in pairs])
+    twin = sampler(full_epochs=1)
+    for epoch, rows in enumerate(seen):
+        twin.set_epoch(epoch)
+        assert rows == list(twin)
+    with pytest.raises(TypeError, match="not an iterator"):
+        next(loader)
+
+
+def test_a_loop_that_was_left_is_gone_on_with():
+    batches = sampler()
+    loader = IndexedLoader(DataLoader(dataset(), batch_sampler=batches))
+    assert_paired(islice(loader, 3))
+    resumed = sampler()
+    again = IndexedLoader(DataLoader(dataset(), batch_sampler=resumed))
+    again.load_state_dict(loader.state_dict())
+    assert [index.tolist() for index, _ in again] == [index.tolist() for index, _ in loader]
+    assert resumed.epoch == batches.epoch == 1
+
+
+@pytest.mark.parametrize("loader", [[1, 2], DataLoader(dataset(), batch_size=8)])
+def test_a_loader_without_one_of_our_samplers(loader):
+    with pytest.raises(TypeError, match="loader: expected a DataLoader made with batch_sampler="):
+        IndexedLoader(loader)
+
+
 def test_two_loops_at_once():
     batches = sampler()
-    first, second = (batches.indexed(DataLoader(dataset(), batch_sampler=batches)) for _ in range(2))
+    first, second = (iter(batches.indexed(DataLoader(dataset(), batch_sampler=batches))) for _ in range(2))
     assert_paired(islice(first, 2))
     assert_paired(islice(second, 1))
     with pytest.raises(RuntimeError, match=r"another one began.*leave a loop first"):
@@ -62,7 +100,7 @@ def test_looking_at_batches_within_a_loop_is_no_second_loop():
 )
 def test_epoch_or_state_set_within_a_loop(change):
     batches = sampler()
-    loop = batches.indexed(DataLoader(dataset(), batch_sampler=batches))
+    loop = iter(batches.indexed(DataLoader(dataset(), batch_sampler=batches)))
     next(loop)
     change(batches)
     with pytest.raises(RuntimeError, match="the epoch or the state was set"):
@@ -117,6 +155,70 @@ def test_select_without_set_epoch_warns_once_an_epoch_that_is_kept_whole():
     batches.set_epoch(1)
     for _ in range(3 * len(rows)):
         assert len(batches.select(rows[0])) == 16
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_loop_that_sets_the_epoch_may_draw_more_than_there_are_samples(epochs):
+    batches = sampler(full_epochs=2)
+    for epoch in range(epochs):
+        batches.set_epoch(epoch)
+        for _ in range(3 * len(batches)):
+            batches.select(torch.arange(32))
+
+
+def train_plainly(batches, loader, record=True):
+    """As a framework that is given the loader: the index comes with the data."""
+    for x, _ in loader:
+        if record:
+            batches.adlp.update(x, torch.zeros(len(x)), torch.rand(len(x)))
+
+
+BEGINS_ONCE_MORE = r"epoch 0 begins once more.*set_epoch\(\) before each epoch, or loop over indexed"
+
+
+@pytest.mark.parametrize("full_epochs", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_loop_without_set_epoch_is_warned_of(full_epochs, workers):
+    batches = sampler(full_epochs=full_epochs)
+    loader = DataLoader(dataset(), batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0)
+    train_plainly(batches, loader)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=BEGINS_ONCE_MORE):
+            train_plainly(batches, loader)
+    batches.set_epoch(1)
+    train_plainly(batches, loader)
+
+
+def test_plain_loops_that_record_nothing_or_leave_each_epoch_are_warned_of_too():
+    batches = sampler()
+    loader = DataLoader(dataset(), batch_sampler=batches)
+    for _ in range(2):
+        train_plainly(batches, loader, record=False)
+    with pytest.warns(UserWarning, match=BEGINS_ONCE_MORE):
+        train_plainly(batches, loader, record=False)
+    batches = sampler()
+    loader = DataLoader(dataset(), batch_sampler=batches)
+    train_plainly(batches, islice(loader, 3))
+    with pytest.warns(UserWarning, match=BEGINS_ONCE_MORE):
+        train_plainly(batches, islice(loader, 3))
+
+
+def test_plain_loops_that_are_as_they_should_be_are_not_warned_of():
+    batches = sampler()
+    loader = DataLoader(dataset(), batch_sampler=batches)
+    assert list(batches) == list(loader.batch_sampler)  # a look at them
+    for _ in range(3):  # indexed() sets the epoch, and what is looked at meanwhile is the rest of it
+        for index, _ in batches.indexed(loader):
+            batches.adlp.update(index, torch.zeros(len(index)), torch.rand(len(index)))
+            list(batches)
+        for _ in range(3):  # evaluation
+            list(loader)
+    batches = sampler()
+    loader, other = (DataLoader(dataset(), batch_sampler=batches) for _ in range(2))
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        train_plainly(batches, loader)
+        list(other)
 
 
 class Shard(BatchSampler):

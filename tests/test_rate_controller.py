@@ -145,6 +145,22 @@ def test_bad_arguments(arguments, error, message):
         RateController(**arguments)
 
 
+def test_numpy_scalars_are_numbers():
+    a = RateController(np.int64(10), np.int32(2), np.float32(0.5), np.float64(0.5), np.int64(2))
+    b = RateController(10, 2, 0.5, 0.5, 2)
+    for i in range(15):
+        a.observe(np.float32(i + 1), np.float64(2.0))
+        b.observe(i + 1.0, 2.0)
+    assert a.update() == b.update() and repr(a) == repr(b)
+    assert type(a.s) is float and type(a.window) is int
+
+
+def test_repr_shows_the_settings_and_where_it_stands():
+    assert repr(RateController(10, 2, initial_samples=3)) == (
+        "RateController(window=10, slices=2, alpha=0.1, max_rate=0.8, s=3)"
+    )
+
+
 def test_bad_observations():
     controller = RateController()
     with pytest.raises(ValueError, match=r"psf_norm: .*\(2,\)"):

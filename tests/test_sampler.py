@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -52,7 +53,10 @@ def test_full_epochs_are_permutations_cut_into_batches(shuffle, drop_last, batch
         (0.29, 100, 29),
         (0.58, 200, 116),
         (0.5, 5, 2),
-        (0.01, 10, 1),
+        (0.01, 10, 2),
+        (0.5, 3, 2),
+        (0.5, 2, 2),
+        (0.5, 1, 1),
         (1.0, 10, 10),
         (0.999, 10, 9),
     ],
@@ -65,6 +69,16 @@ def test_number_of_samples_kept(alpha, size, kept):
 def test_the_last_batch_keeps_its_own_share():
     batches = AUSAMBatchSampler(scored(), 64, 0.5)
     assert [len(row) for row in epoch_of(batches, 4)] == [32, 32, 32, 5]  # 203 - 192 = 11 samples
+
+
+@pytest.mark.parametrize("rest", [1, 2, 3])
+def test_batch_norm_trains_on_a_short_last_batch_as_without_a_choice(rest):
+    batches = AUSAMBatchSampler(scored(8 + rest), 8, 0.25, full_epochs=0)
+    assert [len(row) for row in epoch_of(batches, 1)] == [2, min(2, rest)]
+    norm = torch.nn.BatchNorm1d(3)
+    for row in epoch_of(batches, 2)[: 1 if rest == 1 else 2]:  # one sample is one too few in any case
+        norm(torch.randn(len(row), 3))
+    assert len(batches.select(torch.arange(rest))) == min(2, rest)
 
 
 def test_batches_keep_their_candidates_and_a_permutation_of_their_own():
@@ -269,7 +283,7 @@ def test_beginning_an_epoch_draws_nothing_from_torch_and_workers_differ_by_epoch
     firsts = []
     for _ in range(2):
         before = torch.get_rng_state()
-        epoch = batches.indexed(loader)
+        epoch = iter(batches.indexed(loader))
         firsts.append(next(epoch)[1][0].item())
         assert torch.equal(torch.get_rng_state(), before) == (
             workers > 0
@@ -337,6 +351,55 @@ def test_bad_select_changes_nothing(index, error, message):
     with pytest.raises(error, match=message):
         batches.select(index)
     assert batches.state_dict()["position"] == 0
+
+
+@pytest.mark.parametrize("options", [{"alpha": 1.0, "full_epochs": 0}, {"full_epochs": 9}])
+@pytest.mark.parametrize("wrong", [-1, N])
+def test_a_batch_that_is_kept_whole_must_be_of_the_table_too(options, wrong):
+    adlp = scored()
+    batches = AUSAMBatchSampler(adlp, 32, **options)
+    with pytest.raises(IndexError, match=f"index: {wrong} is outside the table of {N} samples"):
+        batches.select(torch.tensor([1, wrong]))
+    assert batches.state_dict()["position"] == 0
+    adlp._invalid = torch.zeros((), dtype=torch.int32)  # a table on CUDA, where raising would synchronise
+    batches.select(torch.tensor([1, wrong, 2]))
+    with pytest.raises(IndexError, match="index: 1 entries"):
+        adlp.check()
+
+
+def test_numpy_scalars_are_numbers_and_give_the_same_plan():
+    """A seed of numpy's would print otherwise, which the generators are made from."""
+    plain = AUSAMBatchSampler(scored(), 32, 0.25, s_min=0.5, s_max=2.0, seed=7, rank=1, num_replicas=2)
+    ours = AUSAMBatchSampler(
+        scored(),
+        np.int64(32),
+        np.float32(0.25),
+        s_min=np.float16(0.5),
+        s_max=np.float64(2.0),
+        seed=np.uint8(7),
+        warmup_epochs=np.int32(30),
+        full_epochs=np.int16(1),
+        rank=np.int64(1),
+        num_replicas=np.int64(2),
+    )
+    assert epoch_of(ours, np.int64(3)) == epoch_of(plain, 3)
+    assert repr(ours) == repr(plain)
+    assert {type(v) for v in ours.state_dict().values()} == {int, bool}
+    assert type(ours.alpha) is type(ours.s_min) is type(ours.s_max) is float
+    assert len(ADLP(np.int64(5))) == 5
+    with pytest.raises(TypeError, match=r"batch_size: .*float32"):
+        AUSAMBatchSampler(ADLP(9), np.float32(4))
+    with pytest.raises(ValueError, match=r"alpha: .*1\.5"):
+        AUSAMBatchSampler(ADLP(9), 4, np.float32(1.5))
+
+
+def test_repr_shows_the_settings():
+    batches = AUSAMBatchSampler(ADLP(10), 4, 0.25, shuffle=False, seed=3)
+    assert repr(batches) == (
+        "AUSAMBatchSampler(ADLP(10, device='cpu'), batch_size=4, alpha=0.25, s_min=0.1, s_max=1.0, "
+        "warmup_epochs=30, full_epochs=1, shuffle=False, drop_last=False, seed=3)"
+    )
+    assert "rank=1, num_replicas=2)" in repr(AUSAMBatchSampler(ADLP(9), 4, rank=1, num_replicas=2))
 
 
 def test_indexed_refuses_a_loader_of_another_sampler():

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
-from torch.utils.data import DataLoader
 
 from .. import guards
 from ..gradient_watch import GradientWatch
+from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
 from ..vsam import VSAM
@@ -38,7 +38,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
     Before the optimizer steps, ``training_step`` runs on the same batches once more, at ``w + epsilon``: on
     all that were accumulated, which are kept until then. What it logs there is dropped. The gradient is
     clipped once, after both passes. Checkpoints hold the state of vSAM and AUSAM's table;
-    :class:`IndexedLoader` adds how far the epoch is.
+    ``batches.indexed(loader)`` adds how far the epoch is.
 
     Args:
         make: makes the ``SAM`` or ``VSAM`` of the ``LightningModule``, when it is on its device.
@@ -63,7 +63,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         """Call it in ``training_step``: notes per-sample losses for AUSAM's table.
 
         Args:
-            index: ``[B]``: which samples they belong to, as :class:`IndexedLoader` yields it.
+            index: ``[B]``: which samples they belong to, as ``batches.indexed(loader)`` yields it.
             loss: ``[B]``, not reduced.
         """
         if self.batches is None:
@@ -115,7 +115,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._load_sam_state()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.batches is not None:  # for select(); IndexedLoader's is set already
+        if self.batches is not None:  # for select(); a loader's is set already
             self.batches.set_epoch(trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -198,34 +198,6 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         if isinstance(self.sam, VSAM) and self._sam_state is not None:
             self.sam.load_state_dict(self._sam_state)
             self._sam_state = None
-
-
-class IndexedLoader:
-    """A ``DataLoader`` with an ``AUSAMBatchSampler``, as Lightning takes it: yields ``(index, batch)``.
-
-    Lightning sets its epoch, stores in its checkpoints how far the epoch is, and leaves the sampler in place
-    also with several processes.
-    """
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        if not isinstance(loader.batch_sampler, AUSAMBatchSampler):
-            raise TypeError(
-                f"loader: expected a DataLoader made with batch_sampler= an AUSAMBatchSampler, got {loader!r}"
-            )
-        self.loader = loader
-        self.sampler = loader.batch_sampler  # the name under which Lightning looks for set_epoch()
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        return self.sampler.indexed(self.loader)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state_dict)
 
 
 @contextmanager

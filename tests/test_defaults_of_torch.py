@@ -1,0 +1,100 @@
+"""torch.set_default_dtype and torch.set_default_device change nothing that is not left to them."""
+
+import pytest
+import torch
+from helpers import assert_same_state
+from torch.utils.data import DataLoader, TensorDataset
+
+from ausam_ext import ADLP, AUSAMBatchSampler, RateController, ops
+from ausam_ext.permutation import permute
+
+N = 203
+
+
+@pytest.fixture(params=["float64", "bfloat16", "meta"])
+def default(request):
+    """A default that is not float32, or not the CPU."""
+
+    def begin():
+        if request.param == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(getattr(torch, request.param))
+
+    yield begin
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+def assert_unchanged(work, default):
+    """`work` makes what it is given on the CPU and in float32; its result is a state."""
+    expected = work()
+    default()
+    assert_same_state(work(), expected)
+
+
+def data():
+    on_cpu = {"dtype": torch.float32, "device": "cpu"}
+    index = torch.arange(N, device="cpu")
+    return index, torch.zeros(N, **on_cpu), torch.linspace(0, 1, N, **on_cpu)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_table_and_batches(default, backend, workers):
+    def work():
+        adlp = ADLP(N, device="cpu")
+        adlp.update(*data(), skip=torch.zeros((), dtype=torch.bool, device="cpu"))
+        adlp.update(*data())
+        batches = AUSAMBatchSampler(adlp, 32, warmup_epochs=2)
+        loader = DataLoader(TensorDataset(data()[0]), batch_sampler=batches, num_workers=workers)
+        batches.set_epoch(1)
+        before, seen = torch.get_rng_state(), []
+        for index, _ in batches.indexed(loader):
+            adlp.update(index, *(loss[index] for loss in data()[1:]))
+            seen.append(index)
+        assert torch.equal(torch.get_rng_state(), before)
+        seen.append(batches.select(torch.arange(20, device="cpu")))
+        again = ADLP(N, device="cpu")
+        again.load_state_dict(adlp.state_dict())
+        return {"seen": seen, "mean": again.mean(), "some": again.mean(seen[0]), **adlp.state_dict()}
+
+    assert_unchanged(work, default)
+
+
+def test_rate_controller(default, backend):
+    def work():
+        numbers, tensors = RateController(10, 2, 0.5), RateController(10, 2, 0.5)
+        for i in range(15):
+            numbers.observe(i + 1.0, 2.0)
+            tensors.observe(*(torch.tensor(x, dtype=torch.float32, device="cpu") for x in (i + 1.0, 2.0)))
+        again = RateController(10, 2, 0.5)
+        again.load_state_dict(numbers.state_dict())
+        return [numbers.update(), tensors.update(), again.update(), numbers.state_dict()]
+
+    assert_unchanged(work, default)
+
+
+def test_permutations(default):
+    def work():
+        return permute(torch.arange(1000, device="cpu"), 1000, torch.Generator("cpu").manual_seed(0))
+
+    assert_unchanged(work, default)
+
+
+def test_operators_that_draw_noise_or_take_a_number(default, backend):
+    def work():
+        _, low, scores = data()
+        generator = torch.Generator("cpu").manual_seed(0)
+        gradient = scores.clone()
+        ops.psf_reuse_([gradient], [scores], 0.5)
+        return [
+            ops.subset_sample(scores, 20, generator=generator),
+            ops.adlp_sample(
+                scores, torch.ones_like(scores, dtype=torch.int32), data()[0], 20, generator=generator
+            ),
+            ops.dlp(low, scores),
+            ops.sliced_variance(scores, 5),
+            gradient,
+        ]
+
+    assert_unchanged(work, default)
