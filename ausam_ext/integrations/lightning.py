@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
 from .. import guards
+from ..gradient_watch import GradientWatch
 from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
@@ -36,7 +38,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
     Before the optimizer steps, ``training_step`` runs on the same batches once more, at ``w + epsilon``: on
     all that were accumulated, which are kept until then. What it logs there is dropped. The gradient is
     clipped once, after both passes. Checkpoints hold the state of vSAM and AUSAM's table;
-    :class:`IndexedLoader` adds how far the epoch is.
+    ``batches.indexed(loader)`` adds how far the epoch is.
 
     Args:
         make: makes the ``SAM`` or ``VSAM`` of the ``LightningModule``, when it is on its device.
@@ -52,15 +54,16 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self.batches = batches
         self.sam: SAM | None = None
         self._sam_state: dict[str, Any] | None = None  # of a checkpoint, until there is a `sam`
-        self._inputs: list[tuple[Any, int]] = []  # batches of this step
-        self._records: list[tuple[Tensor, Tensor]] = []  # index and loss of the first pass, or of the second
-        self._recorded = 0  # how many of them are of earlier batches
+        self._input: tuple[Any, int] | None = None  # the batch and its number
+        self._records: list[tuple[Tensor, Tensor]] = []  # index and loss, of this batch or of the second pass
+        self._accumulated: list[tuple[Any, int]] = []  # what this step's gradient is of
+        self._first: list[tuple[Tensor, Tensor]] = []  # and the records of its first pass
 
     def record(self, index: Tensor, loss: Tensor) -> None:
         """Call it in ``training_step``: notes per-sample losses for AUSAM's table.
 
         Args:
-            index: ``[B]``: which samples they belong to, as :class:`IndexedLoader` yields it.
+            index: ``[B]``: which samples they belong to, as ``batches.indexed(loader)`` yields it.
             loss: ``[B]``, not reduced.
         """
         if self.batches is None:
@@ -82,38 +85,66 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                 f"SAMCallback: precision {trainer.precision!r} looks for overflow between the two passes; "
                 "use 'bf16-mixed', or manual optimization with SAM(scaler=trainer.precision_plugin.scaler)"
             )
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise TypeError(
+                "SAMCallback: training_step(dataloader_iter) takes its batches itself, which the second pass "
+                "cannot do again; use training_step(batch)"
+            )
+        for kind in type(trainer.strategy).__mro__:
+            if kind.__name__ in (
+                "DeepSpeedStrategy",
+                "FSDPStrategy",
+            ):  # told without what they need installed
+                raise TypeError(
+                    f"SAMCallback: {kind.__name__} keeps weights and gradients where SAM does not find them; "
+                    "use 'ddp', or ModelParallelStrategy with fully_shard in configure_model"
+                )
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise TypeError(f"SAMCallback: {guards.LBFGS_REFUSED}")
-        self._inputs, self._records = [], []  # an earlier run may have been interrupted
+        self._forget()  # an earlier run may have been interrupted
         self.sam = self.make(pl_module)
         if not isinstance(self.sam, SAM):
             raise TypeError(f"make: expected it to return a SAM or VSAM, got {self.sam!r}")
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            # make() saw only what this wraps: vSAM compares its arguments over the processes, and gradients
+            # that are averaged change after the backward pass, as if they were clipped.
+            self.sam._ddps = [trainer.strategy.model]
+            self.sam._watch = GradientWatch(self.sam._perturbed, clips=False)
         if self.batches is not None:
             self.batches.adlp.to(pl_module.device)
         self._load_sam_state()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.batches is not None:  # for select(); IndexedLoader's is set already
+        if self.batches is not None:  # for select(); a loader's is set already
             self.batches.set_epoch(trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._inputs.append((batch, batch_idx))
-        self._recorded = len(self._records)
+        self._input, self._records = (batch, batch_idx), []
 
     def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """A step begins with the batch whose loss was just computed; those before have no part in it."""
-        del self._inputs[:-1], self._records[: self._recorded]
+        """A step begins: what was accumulated before and not stepped has no part in it."""
+        self._accumulated, self._first = [], []
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for p in pl_module.parameters():
             if id(p) not in trained:
                 p.grad = None  # it is part of the direction, and no zero_grad() clears it
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """The batch takes part in the step: without a loss, or where nothing is trained, it would not."""
+        if self._input is not None:  # the first pass
+            self._accumulated.append(self._input)
+            self._first += self._records
+            self._input = None
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         assert self.sam is not None
-        first, inputs = self._records, self._inputs
-        self._records, self._inputs, self._recorded = [], [], 0
-        if all(p.grad is None for p in pl_module.parameters()):
-            return  # training_step gave no loss
+        inputs, first = self._accumulated, self._first
+        self._forget()
+        if not inputs:
+            # training_step gave no loss, or the epoch only collects statistics for averaged weights, at whose
+            # end Lightning steps all the same, with the gradient of the last step that trained.
+            optimizer.zero_grad()
+            return
         if self.batches is not None and not first:
             raise RuntimeError(
                 "training_step: expected it to call SAMCallback.record(index, loss), without which AUSAM's "
@@ -132,6 +163,9 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             index, loss = (torch.cat(parts) for parts in zip(*first, strict=True))
             _, loss_perturbed = (torch.cat(parts) for parts in zip(*second, strict=True))
             self.batches.adlp.update(index, loss, loss_perturbed)
+
+    def _forget(self) -> None:
+        self._input, self._records, self._accumulated, self._first = None, [], [], []
 
     def _second_pass(self, trainer: Any, pl_module: Any, optimizer: Any, batch: Any, batch_idx: int) -> None:
         arguments = [batch]

@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ausam_ext import ADLP, SAM, AUSAMBatchSampler
+from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
 from ausam_ext.integrations.lightning import IndexedLoader, SAMCallback
 
 N = 200
@@ -41,6 +42,23 @@ class Net(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def fit(model, callbacks, loader):
+    trainer = L.Trainer(
+        max_epochs=3,
+        devices=2,
+        accelerator="cpu",
+        strategy="ddp",
+        callbacks=callbacks,
+        accumulate_grad_batches=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, loader)
+    return trainer
+
+
 def main(folder):
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(0)
@@ -48,19 +66,7 @@ def main(folder):
     batches = AUSAMBatchSampler(ADLP(N), 30)
     callback = SAMCallback(lambda m: SAM(m, 0.1), batches)
     model = Net(callback)
-    trainer = L.Trainer(
-        max_epochs=3,
-        devices=2,
-        accelerator="cpu",
-        strategy="ddp",
-        callbacks=[callback],
-        accumulate_grad_batches=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, IndexedLoader(DataLoader(data, batch_sampler=batches)))
+    trainer = fit(model, [callback], IndexedLoader(DataLoader(data, batch_sampler=batches)))
     # The first step again in one process: the mean over both processes in both passes.
     mine = [model.indices[0], model.indices[1]]
     gathered = [None, None]
@@ -81,7 +87,11 @@ def main(folder):
         "net": model.net.state_dict(),
         "first epoch": torch.cat(model.indices),
     }
-    torch.save(state, folder / f"{trainer.global_rank}.pt")
+    rank = trainer.global_rank
+    torch.save(state, folder / f"{rank}.pt")
+    differs = SAMCallback(lambda m: VSAM(m, warmup_steps=1 + rank), batches)
+    with pytest.raises(ValueError, match="warmup_steps: expected the same argument in every process"):
+        fit(Net(differs), [differs], IndexedLoader(DataLoader(data, batch_sampler=batches)))
 
 
 if __name__ == "__main__":

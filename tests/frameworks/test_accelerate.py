@@ -1,5 +1,7 @@
 """Accelerate: the documented loop, its checkpoints, and the adapter behind `accelerator.prepare`."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from distributed.processes import torchrun
 from helpers import assert_same_state, same_bits
 from test_optimizer_adapter import METHODS, batch, mlp, sgd, zeroing
 
+from ausam_ext import VSAM
 from ausam_ext.integrations import SAMOptimizer
 
 
@@ -42,8 +45,8 @@ def test_the_documented_example_in_two_processes(tmp_path, code):
     torchrun(code("accelerate") + SAVE, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert_same_state(first, second)
-    # 899 samples in each process: 14 batches of 64 and one of 3, halved after the first epoch.
-    assert first["adlp"]["count"].sum() == 2 * (899 + 4 * (14 * 32 + 1))
+    # 899 samples in each process: 14 batches of 64 and one of 3, which keep 32 and 2 after the first epoch.
+    assert first["adlp"]["count"].sum() == 2 * (899 + 4 * (14 * 32 + 2))
     assert first["adlp"]["count"].min() >= 1
 
 
@@ -102,3 +105,45 @@ def test_the_prepared_adapter(method, precision, tmp_path):
     for _ in range(4):
         step()
         assert same()
+
+
+def steps(sam, optimizer, backward, parts, accumulate, keep):
+    """Five steps of all parts; ``keep``: the second pass is of all of them, after the last."""
+    for _ in range(5):
+        for number, part in enumerate(parts):
+            with accumulate():
+                backward(part)
+                if not keep or number == len(parts) - 1:
+                    if not isinstance(sam, VSAM) or sam.decide():
+                        with sam.perturbed():
+                            for again in parts if keep else [part]:
+                                backward(again)
+                    else:
+                        sam.reuse_()
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulate(method):
+    """Right with micro-batches that are kept, refused with both passes within each."""
+    (x, y), rows = batch(), torch.arange(20)
+
+    def run(keep):
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+        model = mlp()
+        model, optimizer = accelerator.prepare(model, sgd(model))
+
+        def backward(part):
+            accelerator.backward(F.cross_entropy(model(x[part]), y[part]))
+
+        accumulate = lambda: accelerator.accumulate(model)  # noqa: E731
+        steps(METHODS[method](model), optimizer, backward, rows.chunk(4), accumulate, keep)
+        return model
+
+    alone = mlp()
+    whole = lambda part: F.cross_entropy(alone(x[part]), y[part]).backward()  # noqa: E731
+    steps(METHODS[method](alone), sgd(alone), whole, [rows], nullcontext, True)
+    torch.testing.assert_close(list(run(keep=True).parameters()), list(alone.parameters()))
+    with pytest.raises(RuntimeError, match=r"perturbed\(\)"):
+        run(keep=False)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from helpers import assert_same_state, same_bits
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, StackDataset, TensorDataset
@@ -28,6 +29,7 @@ pytestmark = [
         ".*tensorboardX",
         ".*is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",
+        "You are using the `dataloader_iter` step flavor",
     )
 ]
 
@@ -84,12 +86,24 @@ def fit(tmp_path, model, callbacks, loader, trainer=L.Trainer, ckpt_path=None, *
     return trainer
 
 
-def written_out(method, data, accumulate=1, clip=None, dtype=None, batch_size=30, epochs=3, left_out=()):
+def written_out(
+    method,
+    data,
+    accumulate=1,
+    clip=None,
+    dtype=None,
+    batch_size=30,
+    epochs=3,
+    left_out=(),
+    before_epoch=lambda net: None,
+    after_step=lambda net: None,
+):
     """The same training without Lightning. ``left_out``: (epoch, batch)es that are not trained on."""
     net = network()
     optimizer, sam = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), METHODS[method](net)
     batches, losses = list(DataLoader(data, batch_size=batch_size)), []
     for epoch in range(epochs):
+        before_epoch(net)
         trained = [batch for i, batch in enumerate(batches) if (epoch, i) not in left_out]
         for start in range(0, len(trained), accumulate):
             part = trained[start : start + accumulate]
@@ -113,6 +127,7 @@ def written_out(method, data, accumulate=1, clip=None, dtype=None, batch_size=30
                 nn.utils.clip_grad_norm_(net.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
+            after_step(net)
     return net, losses
 
 
@@ -255,7 +270,7 @@ def ausam(tmp_path, method="VSAM", accumulate=1, **options):
     epochs = ModelCheckpoint(tmp_path, "end-{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     options = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate, **options}
     trainer = fit(tmp_path, model, [callback, save, epochs], loader, **options)
-    assert not callback._inputs and not callback._records
+    assert not callback._accumulated and not callback._first
     return {
         "net": model.net.state_dict(),
         "callback": callback.state_dict(),
@@ -328,6 +343,19 @@ def test_batches_that_are_chosen_in_training_step(tmp_path):
     assert batches.adlp.count.sum() == 210 + 2 * 7 * 15
 
 
+class TakesItsBatches(Net):
+    def training_step(self, dataloader_iter):
+        return super().training_step(*next(dataloader_iter)[:2])
+
+
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """Stands for the one that needs a package of its own."""
+
+
+class FSDPStrategy(SingleDeviceStrategy):
+    """Stands for the one that needs a GPU."""
+
+
 class Manual(Net):
     def __init__(self):
         super().__init__()
@@ -342,6 +370,11 @@ def test_what_is_refused(tmp_path):
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(TypeError, match="use 'bf16-mixed', or manual optimization"):
         fit(tmp_path, Net(), callbacks, loader, plugins=[scaled])
+    with pytest.raises(TypeError, match=r"SAMCallback: training_step\(dataloader_iter\)"):
+        fit(tmp_path, TakesItsBatches(), callbacks, loader)
+    for strategy in (DeepSpeedStrategy, FSDPStrategy):
+        with pytest.raises(TypeError, match=f"SAMCallback: {strategy.__name__} keeps weights"):
+            fit(tmp_path, Net(), callbacks, loader, strategy=strategy(), accelerator="auto")
     with pytest.raises(TypeError, match="SAMCallback: LBFGS"):
         fit(tmp_path, Net(torch.optim.LBFGS), callbacks, loader)
     with pytest.raises(TypeError, match="make: expected it to return a SAM or VSAM"):
