@@ -37,7 +37,8 @@ class ModuleState:
         self._large: dict[tuple[int, str], _Buffer | _Frozen] = {}
         # As they were when before() was called last, and mostly still are:
         self._places: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []  # of each module
-        self._trained: list[bool] = []  # of each parameter
+        self._buffers: list[Tensor | None] = []  # of all
+        self._trained: list[bool] = []  # of each parameter; none, so that the first call looks
         self._stored: list[Tensor] = []  # what of it has memory in this process,
         self._memory: list[Tensor] = []  # and that memory
         self._pointers: list[int] = []
@@ -52,7 +53,8 @@ class ModuleState:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is not found again by the next :meth:`before`."""
-        return {**self.__dict__, "_places": [], "_stored": [], "_memory": [], "_small": [], "_watched": []}
+        found = ("_places", "_buffers", "_trained", "_stored", "_memory", "_pointers", "_small", "_watched")
+        return {**self.__dict__, **{name: [] for name in found}}
 
     def before(self) -> tuple[list[Tensor], list[Tensor]]:
         """Call it before the weights move: what is to be copied and written back in this step, and where to.
@@ -70,16 +72,19 @@ class ModuleState:
 
     def _is_as_it_was(self) -> bool:
         return (
-            len(self._places) == len(self.modules)
-            and all(now is m._buffers for (now, _), m in zip(self._places, self.modules, strict=True))
-            and all(map(_are_same, self._places))
-            and self._trained == [p.requires_grad for p in self._params]
+            self._trained == [p.requires_grad for p in self._params]
             and self._pointers == [t.data_ptr() for t in self._stored]
+            and self._has_its_buffers()
         )
+
+    def _has_its_buffers(self) -> bool:
+        now = [t for m in self.modules for t in m._buffers.values()]
+        return len(now) == len(self._buffers) and all(map(is_, now, self._buffers))
 
     def _find(self) -> None:
         compiling = torch.compiler.is_compiling()
         self._places = [(m._buffers, dict(m._buffers.items())) for m in self.modules]
+        self._buffers = [t for _, buffers in self._places for t in buffers.values()]
         self._trained = [p.requires_grad for p in self._params]
         self._stored, self._memory, self._small, self._watched = [], [], [], []
         found: list[tuple[tuple[int, str], Tensor]] = [
@@ -123,17 +128,12 @@ class ModuleState:
             for stored, t in zip(self._stored, self._memory, strict=True):
                 if stored.data_ptr() != t.data_ptr():  # it was given other memory, through .data
                     stored.data = t
-        for now, then in self._places:
-            if not _are_same((now, then)):
+        if not self._has_its_buffers():
+            for now, then in self._places:
                 for name in [name for name in now.keys() if name not in then]:  # noqa: SIM118  TorchScript's too
                     del now[name]
                 for name, buffer in then.items():
                     now[name] = buffer
-
-
-def _are_same(place: tuple[dict[str, Tensor | None], dict[str, Tensor | None]]) -> bool:
-    now, then = place
-    return len(now) == len(then) and all(map(is_, now.values(), then.values()))
 
 
 class _Buffer:

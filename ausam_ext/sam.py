@@ -63,6 +63,8 @@ class SAM:
         overflow: with a ``scaler``, whether a gradient of the last step overflowed in either pass; 0-d bool.
     """
 
+    _keeps_difference = False  # of the gradients of both passes, which a clip between them would spoil
+
     @arguments.explained
     def __init__(
         self,
@@ -83,7 +85,6 @@ class SAM:
         self.maximize = checks.flag("maximize", maximize)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.overflow: Tensor | None = None
-        self._ddps = [m for m in self.model.modules() if isinstance(m, DistributedDataParallel)]
         self._gatherers = gatherers(self.model)
         drop_gathered(self._gatherers)
         self._params = list(self.model.parameters())
@@ -98,8 +99,13 @@ class SAM:
         self._registrations = guards.registrations()
         self._memory, self._backups = SharedMemory(), Copies()
         self._state = ModuleState(self.model.modules(), self._params)
-        self._watch = GradientWatch(self._perturbed, clips=False)
+        self._averaged_by([m for m in self.model.modules() if isinstance(m, DistributedDataParallel)])
         guards.MADE.add(self)
+
+    def _averaged_by(self, ddps: list[DistributedDataParallel]) -> None:
+        """What averages the gradients over processes: they change after the backward pass, as if clipped."""
+        self._ddps = ddps
+        self._watch = GradientWatch(self._perturbed, self._keeps_difference and not (ddps or self._sharded))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -137,7 +143,8 @@ class SAM:
         try:
             if not torch.compiler.is_compiling():
                 mark_unwritten(backups)
-            ops.restore_(copies, state)
+            if state:
+                ops.restore_(copies, state)
             norm = self._ascend(weights, grads, backups, places)
             del grads  # frees them before the second pass
             guards.INSIDE.append(self)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from . import arguments, checks, guards, ops
 from .copies import Copies
-from .gradient_watch import GradientWatch
 from .rate import RateController
 from .sam import SAM, Closure
 from .sharding import everyones, global_norm, groups_of, is_sharded
@@ -55,6 +54,8 @@ class VSAM(SAM):
     Attributes:
         sampled: whether the last iteration took the second pass; None before the first.
     """
+
+    _keeps_difference = True
 
     @arguments.explained
     def __init__(
@@ -118,10 +119,6 @@ class VSAM(SAM):
             "params": len(self._perturbed),
         }
         self._agreed = False
-        if not (
-            self._ddps or self._sharded
-        ):  # where the gradient is averaged, it changes after the backward pass
-            self._watch = GradientWatch(self._perturbed, clips=True)
 
     @property
     def controller(self) -> RateController:

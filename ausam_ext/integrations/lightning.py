@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
 from .. import guards
-from ..gradient_watch import GradientWatch
 from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
@@ -90,11 +89,8 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                 "SAMCallback: training_step(dataloader_iter) takes its batches itself, which the second pass "
                 "cannot do again; use training_step(batch)"
             )
-        for kind in type(trainer.strategy).__mro__:
-            if kind.__name__ in (
-                "DeepSpeedStrategy",
-                "FSDPStrategy",
-            ):  # told without what they need installed
+        for kind in type(trainer.strategy).__mro__:  # told without what they need installed
+            if kind.__name__ in ("DeepSpeedStrategy", "FSDPStrategy"):
                 raise TypeError(
                     f"SAMCallback: {kind.__name__} keeps weights and gradients where SAM does not find them; "
                     "use 'ddp', or ModelParallelStrategy with fully_shard in configure_model"
@@ -106,10 +102,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         if not isinstance(self.sam, SAM):
             raise TypeError(f"make: expected it to return a SAM or VSAM, got {self.sam!r}")
         if isinstance(trainer.strategy.model, DistributedDataParallel):
-            # make() saw only what this wraps: vSAM compares its arguments over the processes, and gradients
-            # that are averaged change after the backward pass, as if they were clipped.
-            self.sam._ddps = [trainer.strategy.model]
-            self.sam._watch = GradientWatch(self.sam._perturbed, clips=False)
+            self.sam._averaged_by([trainer.strategy.model])  # make() saw only what this wraps
         if self.batches is not None:
             self.batches.adlp.to(pl_module.device)
         self._load_sam_state()
