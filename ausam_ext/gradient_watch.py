@@ -21,8 +21,9 @@ _ENOUGH = 16  # elements that do not all shrink by chance
 
 LEFT = (
     "{what}: {cause}.grad still holds what the last step left there, to which this pass was added. Clear the "
-    "gradients between steps (optimizer.zero_grad()). To accumulate, run the first pass of all micro-batches "
-    "and then the second pass of all of them in one perturbed() block, then step:\n\n"
+    "gradients between steps: optimizer.zero_grad(), or model.zero_grad() if the optimizer does not train "
+    "all weights of the model. To accumulate, run the first pass of all micro-batches and then the second "
+    "pass of all of them in one perturbed() block, then step:\n\n"
     "    for batch in micro_batches: loss(batch).backward()\n"
     "    with sam.perturbed():\n"
     "        for batch in micro_batches: loss(batch).backward()\n"
@@ -45,6 +46,7 @@ class GradientWatch:
 
     def __init__(self, params: Sequence[nn.Parameter], clips: bool) -> None:
         self._params, self._clips = list(params), clips
+        self._suspects: list[nn.Parameter] = []
         # fully_shard adds to the gradient of a sharded parameter itself, of which no hook hears.
         self._unheard = 1 if any(map(is_sharded, params)) else 0
         self._probe: nn.Parameter | None = None
@@ -79,6 +81,13 @@ class GradientWatch:
             self._steps = -1 if in_closure else guards.steps()
             self._counts = owns_its_memory(self._left)  # else other gradients move its version too
 
+    def suspect(self, params: list[nn.Parameter]) -> None:
+        """Watches one of these, which an optimizer does not train, so that its zero_grad() leaves them."""
+        if params:
+            self._suspects = params
+            self._choose()
+            self.start()
+
     def check(self, what: str) -> None:
         """Refuses a gradient that the first pass was added to, or that was clipped since; ends the watch."""
         left, made = self._left, self._made
@@ -98,7 +107,8 @@ class GradientWatch:
 
     def _choose(self) -> nn.Parameter | None:
         """The smallest that is large enough, best one with a gradient, which stays in memory while held."""
-        trained = [p for p in self._params if p.requires_grad and not is_lazy(p)]
+        suspects = [p for p in self._suspects if p.requires_grad and p.grad is not None]
+        trained = suspects or [p for p in self._params if p.requires_grad and not is_lazy(p)]
         if not trained:
             return None
         p = min(trained, key=lambda p: (p.grad is None, p.numel() < _ENOUGH, abs(p.numel() - _ENOUGH)))

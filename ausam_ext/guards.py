@@ -130,6 +130,8 @@ def _check_optimizer(optimizer: Optimizer) -> None:
                 continue
             refuse_other_direction(optimizer, sam)
             warn_of_others(optimizer)
+            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            sam._watch.suspect([p for p in sam._perturbed if id(p) not in own and p.grad is not None])
             seen[optimizer] = facts
         LEFT.discard(sam)
 

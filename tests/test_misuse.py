@@ -281,6 +281,24 @@ def test_a_step_without_clearing(sam_of):
         sam.perturbed().__enter__()
 
 
+@pytest.mark.parametrize("trained", range(3))
+def test_an_optimizer_of_a_part_that_leaves_the_other_gradients(sam_of, trained):
+    """They would add up, and be in the direction."""
+    model, (x, y) = mlp(), batch()
+    optimizer, sam = torch.optim.SGD(model[2 * trained].parameters(), lr=0.1), sam_of(model)
+    two_passes(sam, model, x, y)
+    optimizer.step()
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(
+        RuntimeError, match=r"still holds .*model\.zero_grad\(\) if the optimizer does not train all"
+    ):
+        sam.perturbed().__enter__()
+    for _ in range(3):
+        two_passes(sam, model, x, y)  # which clears all
+        optimizer.step()
+
+
 def test_the_first_closure_does_not_clear_what_was_there(sam_of):
     model, (x, y) = mlp(), batch()
     closure_of(model, x, y)()
