@@ -27,7 +27,7 @@ psf_reuse_(Tensor(a!)[] grads, Tensor[] psf, Tensor scale) -> ()
 
 
 def _scalar(tensors: Sequence[Tensor]) -> Tensor:
-    device = tensors[0].device if tensors else None
+    device = tensors[0].device if tensors else "cpu"
     return torch.empty((), dtype=reference.accumulation_dtype(tensors), device=device)
 
 

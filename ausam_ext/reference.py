@@ -147,6 +147,6 @@ def _wide(t: Tensor) -> Tensor:
 
 def _global_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     if not tensors:
-        return torch.zeros((), dtype=dtype)
+        return torch.zeros((), dtype=dtype, device="cpu")
     norms = [torch.linalg.vector_norm(t, dtype=dtype).to(tensors[0].device) for t in tensors]
     return torch.linalg.vector_norm(torch.stack(norms))

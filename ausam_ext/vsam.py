@@ -142,8 +142,8 @@ class VSAM(SAM):
     def _draw(self) -> bool:
         missing = int(self._controller.s) - self._taken
         left = self._controller.window - self._step
-        by_chance = torch.rand((), generator=self._generator, device="cpu").item() < self._controller.rate
-        return missing > 0 and (by_chance or left <= missing)
+        drawn = torch.rand((), generator=self._generator, dtype=torch.float32, device="cpu").item()
+        return missing > 0 and (drawn < self._controller.rate or left <= missing)
 
     def _agree(self) -> None:
         """Compares what the decisions depend on: processes that decide differently would add up gradients of

@@ -81,3 +81,24 @@ def test_samples_whose_loss_moves_more_are_trained_on_more(backend):
     assert adlp.count.sum() == 30 * 75 + 75
     visits = adlp.count[adlp.mean().argsort()].float()
     assert visits[-N // 4 :].mean() > visits[: N // 4].mean() + 5
+
+
+def test_a_closure_that_returns_one_buffer_for_both_losses():
+    """As with micro-batches, or the output of a captured graph: the DLP is that of copies."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(6, 3), torch.randn(32, 6), torch.randint(0, 3, (32,))
+    sam, adlp, losses, seen = SAM(model, rho=0.5), ADLP(32), torch.empty(32), []
+
+    def closure():
+        model.zero_grad()
+        for part in torch.arange(32).split(8):
+            loss = F.cross_entropy(model(x[part]), y[part], reduction="none")
+            (loss.sum() / 32).backward()
+            losses[part] = loss.detach()
+        seen.append(losses.clone())
+        return losses
+
+    index = torch.arange(32)
+    adlp.update(index, *sam.backward(closure))
+    assert torch.equal(adlp.mean(), (seen[1] - seen[0]).abs())
+    assert adlp.mean().min() > 0

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import assert_same_state
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ausam_ext import ADLP, AUSAMBatchSampler, RateController, ops
+from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler, RateController, ops
 from ausam_ext.permutation import permute
 
 N = 203
@@ -96,5 +98,45 @@ def test_operators_that_draw_noise_or_take_a_number(default, backend):
             ops.sliced_variance(scores, 5),
             gradient,
         ]
+
+    assert_unchanged(work, default)
+
+
+@pytest.mark.parametrize("method", ["SAM", "groups", "VSAM", "scaler"])
+def test_training(default, backend, method):
+    def work():
+        with torch.device("cpu"):
+            torch.manual_seed(0)
+            layers = [nn.Linear(6, 8, dtype=torch.float32), nn.BatchNorm1d(8, dtype=torch.float32)]
+            model = nn.Sequential(*layers, nn.Linear(8, 3, dtype=torch.float32))
+            x, y = torch.randn(40, 6, dtype=torch.float32), torch.randint(0, 3, (40,))
+            scaler = torch.amp.GradScaler("cpu", enabled=method == "scaler")
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        groups = [{"params": model[0].parameters(), "rho": 0.5}] if method == "groups" else ()
+        if method == "VSAM":
+            sam = VSAM(model, 0.1, window=10, slices=2, initial_samples=4, warmup_steps=3)
+        else:
+            sam = SAM(model, 0.1, groups=groups, scaler=scaler)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y, reduction="none")
+            scaler.scale(loss.mean()).backward()
+            return loss
+
+        losses = []
+        for step in range(25):
+            losses.append(sam.backward(closure, same_masks=step == 3))
+            scaler.step(optimizer)
+            scaler.update()
+            sam.load_state_dict(sam.state_dict())
+        return {"losses": losses, "model": dict(model.state_dict()), "sam": sam.state_dict()}
+
+    assert_unchanged(work, default)
+
+
+def test_lists_of_nothing(default, backend):
+    def work():
+        return [ops.perturb_([], [], [], 0.1), *ops.psf_capture_([], [])]
 
     assert_unchanged(work, default)

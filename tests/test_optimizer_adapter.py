@@ -382,6 +382,33 @@ def test_hooks_run_once_with_the_sam_gradient(method):
     torch.testing.assert_close(moved.norm(), torch.tensor(0.1 * 0.01), rtol=1e-3, atol=0)
 
 
+def test_the_groups_say_which_neighbour_is_the_worst(method):
+    """Also those that are added or loaded later."""
+    lowered, raised, (x, y) = mlp(torch.float64), mlp(torch.float64), batch(dtype=torch.float64)
+    start = [torch.optim.SGD(m[:2].parameters(), lr=0.1, maximize=m is raised) for m in (lowered, raised)]
+    optimizers = [SAMOptimizer(o, method(m)) for o, m in zip(start, (lowered, raised), strict=True)]
+    for o, m in zip(optimizers, (lowered, raised), strict=True):
+        o.add_param_group({"params": m[2:].parameters()})
+    assert [o.sam.maximize for o in optimizers] == [False, True]
+    for _ in range(4):
+        for o, m, sign in zip(optimizers, (lowered, raised), (1, -1), strict=True):
+
+            def closure(o=o, m=m, sign=sign):
+                o.zero_grad()
+                loss = sign * F.cross_entropy(m(x), y)
+                loss.backward()
+                return loss
+
+            o.step(closure)
+    for a, b in zip(lowered.parameters(), raised.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    optimizers[0].load_state_dict(optimizers[1].state_dict())
+    assert optimizers[0].sam.maximize
+    both = [{"params": lowered[:2].parameters()}, {"params": lowered[2:].parameters(), "maximize": True}]
+    with pytest.raises(ValueError, match="optimizer: expected one value of maximize"):
+        SAMOptimizer(torch.optim.SGD(both, lr=0.1), method(lowered))
+
+
 def test_both_losses_feed_the_table():
     model, (x, y) = mlp(), batch()
     optimizer, adlp = SAMOptimizer(sgd(model), SAM(model)), ADLP(20)
