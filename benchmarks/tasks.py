@@ -1,9 +1,9 @@
 """What `benchmarks.accuracy` and `benchmarks.gradient_error` train: data, networks and settings.
 
-No image that a setting is compared on is a test image. Digits: 517 of the 1,797 are the test set, always the same; a validation
-seed holds back a quarter of the other 1,280. Fashion-MNIST: the test set is its own; validation images are the last 10,000
-training images, and training images come from the 50,000 before. Labels that are tested on are right, and classes there are
-balanced, whatever is done to the training images.
+No image that settings are compared on is a test image. Digits: 517 of the 1,797 are the test set, always the
+same; a validation seed holds back a quarter of the other 1,280. Fashion-MNIST: the test set is its own;
+validation images are the last 10,000 training images, and training images come from the 50,000 before. Labels
+that are tested on are right, and classes there are balanced, whatever is done to the training images.
 """
 
 import gzip
@@ -86,7 +86,7 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, CLASSES))
 
 
-# The demo's batch size, learning rate and rho for its network; what the validation seeds say of them is in the results.
+# Where `benchmarks.accuracy` begins: batch size, learning rate and rho of the demo for its network.
 TASKS = {
     "digits": Task(digits, network, 20, 64, 0.05, 0.1),
     "digits, a quarter wrong": Task(wrong_labels, network, 20, 64, 0.05, 0.1),

@@ -124,7 +124,7 @@ def proportional(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Te
 
 
 def race_weights(s: Tensor, e: Tensor, keep: Tensor, *, normalize: bool = True) -> Tensor:
-    """Weights under which the mean over the ``keep`` largest keys ``s / e`` estimates that over all (rank conditioning)."""
+    """With these the mean over ``keep``, the largest keys ``s / e``, estimates the mean over all."""
     n, k = s.shape[-1], keep.shape[-1]
     if k == n:
         return torch.ones_like(s)

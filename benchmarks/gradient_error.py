@@ -1,0 +1,186 @@
+"""``python -m benchmarks.gradient_error``: how far a half's gradient is from that of its batch.
+
+In a training with plain AUSAM, after 15, 50 and 90 % of its epochs: a batch of 512 is drawn, and halves of
+it by every scheme, from AUSAM's own table. Per-sample gradients are exact, so that nothing but the draw is
+random; BatchNorm uses its running statistics, or a sample would have no gradient of its own.
+
+- error: ``E ||g_S - g_B||^2 / ||g_B||^2``, at ``w`` and at ``w + eps`` of the batch, and the part of it that
+  is bias, ``||E g_S - g_B||^2 / ||g_B||^2``.
+- sharpness: what AUSAM's Theorem 1 is about, ``L(w + eps) - L(w)``, with loss, gradient and ``eps`` of the
+  half, minus the batch's and relative to it: mean of the absolute value, and mean.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from tqdm import tqdm
+
+from ausam_ext.demo.data import Images
+
+from .tasks import TASKS, available
+from .variants import FLOOR, VARIANTS, minmax, race_weights, train
+
+RESULTS = Path(__file__).parent / "results/gradient_error.json"
+NAMES = ("Fashion-MNIST", "digits, a quarter wrong")
+SHARES = (0.15, 0.5, 0.9)
+SEEDS = range(3)
+BATCH, DRAWS, SHARP_DRAWS = 512, 400, 40
+S_MIN, S_MAX = 0.1, 1.0
+
+Row = dict[str, Any]
+
+
+def race(s: Tensor, weights: str) -> Callable[[int, torch.Generator], Tensor]:
+    """Draws of halves in the race for ``s``: what each sample's gradient counts for, ``[draws, n]``."""
+
+    def draw(draws: int, generator: torch.Generator) -> Tensor:
+        n, k = len(s), len(s) // 2
+        noise = torch.empty(draws, n).exponential_(generator=generator)
+        keep = (s / noise).topk(k).indices
+        w = torch.ones(draws, k)
+        if weights:
+            w = race_weights(s.expand(draws, n), noise, keep, normalize=weights == "normalised")
+        return torch.zeros(draws, n).scatter(1, keep, w / k)
+
+    return draw
+
+
+def schemes(scores: Tensor) -> dict[str, Callable[[int, torch.Generator], Tensor]]:
+    s, proportional = minmax(scores, S_MIN, S_MAX), scores.clamp(min=FLOOR * scores.mean().item())
+    return {
+        "random half": race(torch.ones_like(s), ""),
+        "AUSAM": race(s, ""),
+        "AUSAM, weighted": race(s, "unbiased"),
+        "AUSAM, weighted and normalised": race(s, "normalised"),
+        "proportional, weighted": race(proportional, "unbiased"),
+        "proportional, weighted and normalised": race(proportional, "normalised"),
+    }
+
+
+class Batch:
+    """Losses and gradients of single samples, anywhere in weight space."""
+
+    def __init__(self, model: nn.Module, images: Images) -> None:
+        self.model, self.x, self.y = model.eval(), images.x, images.y
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.w = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def _weights(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.split([shape.numel() for shape in self.shapes.values()])
+        return {
+            name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
+
+    def gradients(self, flat: Tensor) -> Tensor:
+        """``[n, weights]``."""
+
+        def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(functional_call(self.model, weights, (x[None],)), y[None])
+
+        each = vmap(grad(loss), in_dims=(None, 0, 0))(self._weights(flat), self.x, self.y)
+        return torch.cat([g.flatten(1) for g in each.values()], 1)
+
+    @torch.no_grad()
+    def losses(self, flat: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        output = functional_call(self.model, self._weights(flat), (self.x[rows],))
+        return F.cross_entropy(output, self.y[rows], reduction="none")
+
+
+def error(shares: Tensor, gram: Tensor) -> tuple[float, float]:
+    """Error and, without the draws' own variance, bias, from each draw's shares and ``g_i . g_j``."""
+    n, draws = len(gram), len(shares)
+    whole = torch.full((n,), 1 / n, dtype=torch.float64)
+    off = shares.double() - whole
+    norm = whole @ gram @ whole
+    squares, total = ((off @ gram) * off).sum(), off.sum(0)
+    bias = (total @ gram @ total - squares) / (draws * (draws - 1))
+    return (squares / draws / norm).item(), (bias / norm).item()
+
+
+def sharpness(batch: Batch, gradients: Tensor, shares: Tensor, rho: float) -> tuple[float, float]:
+    """How far ``L(w + eps) - L(w)`` of halves is from the batch's: mean of the absolute value, and mean."""
+
+    def ascent(g: Tensor) -> Tensor:
+        return batch.w + rho * g / g.norm()
+
+    before = batch.losses(batch.w)
+    whole = (batch.losses(ascent(gradients.mean(0))) - before).mean()
+    off = []
+    for share, g in zip(shares, shares @ gradients, strict=True):
+        rows = share.nonzero().flatten()
+        rise = batch.losses(ascent(g), rows) - before[rows]
+        off.append(((share[rows] * rise).sum() / whole - 1).item())
+    return mean(map(abs, off)), mean(off)
+
+
+def measure(name: str, progress: Any) -> list[Row]:
+    task, rows = TASKS[name], []
+    for share in SHARES:
+        found: dict[str, list[list[float]]] = {}
+        for seed in SEEDS:
+            train_set, _ = task.split(seed, False)
+            model, adlp, _ = train(VARIANTS["AUSAM"], task, train_set, seed, share)
+            generator = torch.Generator().manual_seed(seed)
+            rows_of = torch.randperm(len(train_set), generator=generator)[:BATCH]
+            batch = Batch(model, Images(*train_set.__getitems__(rows_of.tolist())))
+            at_w = batch.gradients(batch.w)
+            g = at_w.mean(0)
+            at_eps = batch.gradients(batch.w + task.rho * g / g.norm())
+            grams = [(each @ each.T).double() for each in (at_w, at_eps)]
+            for scheme, draw in schemes(adlp.mean(rows_of)).items():
+                halves = draw(DRAWS, generator)
+                values = [*error(halves, grams[0]), *error(halves, grams[1])]
+                values += sharpness(batch, at_w, halves[:SHARP_DRAWS], task.rho)
+                found.setdefault(scheme, []).append(values)
+            progress.update()
+        columns = ("error", "bias", "error_perturbed", "bias_perturbed", "sharpness_off", "sharpness_excess")
+        for scheme, measured in found.items():
+            means = [round(mean(values), 4) for values in zip(*measured, strict=True)]
+            rows.append(
+                {"task": name, "share": share, "scheme": scheme, **dict(zip(columns, means, strict=True))}
+            )
+    return rows
+
+
+def table(rows: Sequence[Row], task: str) -> str:
+    """Markdown: error (bias) at ``w`` and at ``w + eps``, and sharpness, at each share of the training."""
+    rows = [row for row in rows if row["task"] == task]
+    shares = sorted({row["share"] for row in rows})
+    columns = [f"{what}, {share:.0%}" for what in ("at w", "at w + ε", "sharpness") for share in shares]
+    lines = [f"| Half | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for scheme in dict.fromkeys(row["scheme"] for row in rows):
+        own = [row for row in rows if row["scheme"] == scheme]
+        cells = [f"{row['error']:.2f} ({row['bias']:.2f})" for row in own]
+        cells += [f"{row['error_perturbed']:.2f} ({row['bias_perturbed']:.2f})" for row in own]
+        cells += [f"{row['sharpness_off']:.2f} ({row['sharpness_excess']:+.2f})" for row in own]
+        lines.append(f"| {scheme} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.gradient_error", description=__doc__)
+    p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is written")
+    path = p.parse_args().output
+    names = [name for name in NAMES if name in available()]
+    with tqdm(total=len(names) * len(SHARES) * len(SEEDS), unit=" batches") as progress:
+        rows = [row for name in names for row in measure(name, progress)]
+    lines = ",\n  ".join(map(json.dumps, rows))
+    settings = {"batch": BATCH, "draws": DRAWS, "seeds": len(SEEDS), "torch": torch.__version__}
+    part = path.with_suffix(".part")
+    part.write_text(f'{{"settings": {json.dumps(settings)},\n "rows": [\n  {lines}\n ]}}\n', encoding="utf-8")
+    os.replace(part, path)
+    for name in names:
+        print(f"{name}\n\n{table(rows, name)}")
+
+
+if __name__ == "__main__":
+    main()
