@@ -29,7 +29,7 @@ from ausam_ext.demo.data import Images
 from .tasks import TASKS, available
 from .variants import FLOOR, VARIANTS, minmax, race_weights, train
 
-RESULTS = Path(__file__).parent / "results/gradient_error.json"
+RESULTS = Path(__file__).parent / "results/evidence/gradient_error.json"
 NAMES = ("Fashion-MNIST", "digits, a quarter wrong")
 SHARES = (0.15, 0.5, 0.9)
 SEEDS = range(3)

@@ -1,0 +1,65 @@
+"""``python -m benchmarks.start_rate``: where vSAM's rate stands after so many steps, by where it started.
+
+The controller alone, on norms that fluctuate and have no trend: log-normal, so that "0.2" is the standard
+deviation of their logarithm. Counted, not timed: it gives the same numbers everywhere.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ausam_ext import RateController
+
+RESULTS = Path(__file__).parent / "results/evidence/start_rate.json"
+FLUCTUATIONS = (0.1, 0.2, 0.3)
+STARTS = (1, 17)  # samples in the first window: the default, and a rate of 0.34
+STEPS = (1000, 5000, 20_000)
+SEEDS = range(3)
+
+Row = dict[str, Any]
+
+
+def rates(fluctuation: float, start: int, seed: int, steps: Sequence[int] = STEPS) -> list[float]:
+    """The rate after each of the numbers of steps."""
+    generator = torch.Generator().manual_seed(seed)
+    controller = RateController(initial_samples=start)
+    found = []
+    for window in range(1, steps[-1] // controller.window + 1):
+        for norm in torch.randn(int(controller.s), generator=generator).mul(fluctuation).exp().tolist():
+            controller.observe(norm, 1.0)
+        controller.update()
+        if window in {each // controller.window for each in steps}:
+            found.append(round(controller.rate, 3))
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: lowest and highest rate over the seeds."""
+    steps = [f"{each:,} steps" for each in STEPS]
+    lines = [f"| started at | fluctuation | {' | '.join(steps)} |", "|---:|---:|" + "---:|" * len(steps)]
+    for row in rows:
+        ranges = [f"{min(each):.2f} to {max(each):.2f}" for each in zip(*row["rates"], strict=True)]
+        lines.append(f"| {row['start'] / 50:.2f} | {row['fluctuation']} | {' | '.join(ranges)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.start_rate", description=__doc__)
+    p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is written")
+    path = p.parse_args().output
+    rows = [
+        {"start": start, "fluctuation": f, "rates": [rates(f, start, seed) for seed in SEEDS]}
+        for start in STARTS
+        for f in FLUCTUATIONS
+    ]
+    lines = ",\n  ".join(map(json.dumps, rows))
+    path.write_text(f'{{"rows": [\n  {lines}\n ]}}\n', encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
