@@ -163,7 +163,7 @@ def table(rows: Sequence[Row], task: str) -> str:
         cells += [f"{row['error_perturbed']:.2f} ({row['bias_perturbed']:.2f})" for row in own]
         cells += [f"{row['sharpness_off']:.2f} ({row['sharpness_excess']:+.2f})" for row in own]
         lines.append(f"| {scheme} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).replace("-0.00", "0.00") + "\n"
 
 
 def main() -> None:

@@ -1,0 +1,68 @@
+"""``python -m benchmarks.choosing``: writes the figures of benchmarks/results/evidence into docs/choosing.md."""
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import accuracy, gradient_error, start_rate
+
+PAGE = Path(__file__).parents[1] / "docs/choosing.md"
+BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def blocks() -> dict[str, str]:
+    """What stands between the page's markers, by name."""
+    runs, errors, rates = (_rows(module.RESULTS) for module in (accuracy, gradient_error, start_rate))
+    tested = dict.fromkeys(row["task"] for row in runs if row["part"] == "test")
+    return {
+        "rates": "\n" + start_rate.table(rates) + "\n",
+        "errors": _titled({row["task"]: gradient_error.table(errors, row["task"]) for row in errors}),
+        "accuracy": _titled({f"{task}, {seeds(runs, task)}": accuracy.test_table(runs, task) for task in tested}),
+        "proportional": f"\n{accuracy.validation_table(runs)}\n{verdict(runs)}\n\n",
+        "settings": "\n" + accuracy.settings_table(runs) + "\n",
+    }
+
+
+def seeds(rows: Sequence[dict[str, Any]], task: str) -> str:
+    """How many, and with which settings."""
+    of = [row for row in rows if row["part"] == "test" and row["task"] == task]
+    counts = sorted({len(row["seeds"]) for row in of})
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    first = of[0]
+    return f"{many} seeds, {first['epochs']} epochs, learning rate {first['learning_rate']:g}, rho {first['rho']:g}"
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """What the rule of `benchmarks.accuracy` says of a choice in proportion to the scores."""
+    found = {}
+    for task in dict.fromkeys(row["task"] for row in rows if row["part"] == "validation"):
+        of = {r["method"]: r for r in rows if r["part"] == "validation" and r["task"] == task}
+        found[task] = accuracy.difference(*(of[method] for method in accuracy.PROPORTIONAL))
+    errors = [accuracy.standard_errors(d) for d in found.values()]
+    mean = statistics.mean(statistics.mean(d) for d in found.values())
+    borne_out = max(errors) > 2 and min(errors) > -2
+    return (
+        f"Proportional minus Eq. 8, over all tasks: {mean:+.2f}; from {min(errors):+.1f} to {max(errors):+.1f} "
+        f"standard errors. By the rule it is{'' if borne_out else ' not'} worth an argument of its own."
+    )
+
+
+def filled(text: str) -> str:
+    """The page with its blocks up to date."""
+    known = blocks()
+    return BLOCK.sub(lambda m: m[1] + known[m["name"]] + m[3], text)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+def _titled(tables: dict[str, str]) -> str:
+    return "\n" + "\n".join(f"{title[0].upper()}{title[1:]}:\n\n{table}" for title, table in tables.items()) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
