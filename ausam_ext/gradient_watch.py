@@ -56,9 +56,8 @@ class GradientWatch:
         self._counts = True  # whether the version tells
         self._added = False  # whether a backward pass added to what is left
         self._nonzero: Tensor | None = None  # whether it had a value whenever a backward pass added to it
-        self._made: tuple[Tensor, int, Tensor] | None = (
-            None  # by the last backward pass: with version, and a copy
-        )
+        # What the last backward pass made: the gradient, its version, a copy.
+        self._made: tuple[Tensor, int, Tensor] | None = None
         self._open = clips  # whether a first pass may come
         self._handles: list[Any] = []
         if clips:

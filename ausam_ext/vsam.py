@@ -61,6 +61,7 @@ class VSAM(SAM):
         sampled: whether the last iteration took the second pass; None before the first.
     """
 
+    _method = "VSAM"
     _keeps_difference = True
 
     @arguments.explained
@@ -196,7 +197,7 @@ class VSAM(SAM):
                 self._psf[i] = psf
         self._end(sampled=True)
 
-    def _clear(self) -> dict[nn.Parameter, int]:
+    def _clear(self) -> list[tuple[Tensor, int]]:
         """Keeps the gradients of the first pass, which become the PSF."""
         places = [i for i, p in enumerate(self._perturbed) if p.requires_grad and p.grad is not None]
         grads: list[Tensor] = [self._perturbed[i].grad for i in places]  # type: ignore[misc]
@@ -349,7 +350,7 @@ class VSAM(SAM):
         self._count()
         return {
             "version": _VERSION,
-            "method": "VSAM",
+            "method": self._method,
             "progress": [self._iteration, self._step, self._taken, self._age],
             "sampled": self.sampled,
             "decision": self._decision,
