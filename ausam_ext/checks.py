@@ -246,8 +246,11 @@ def psf_capture_(psf: Any, grads: Any, *, norm_last: Any = None) -> None:
         integer("norm_last", norm_last, 1, len(psf), "the number of tensors,")
 
 
-def psf_reuse_(grads: Any, psf: Any, scale: Any) -> None:
+def psf_reuse_(grads: Any, psf: Any, scale: Any, *, limit: Any = None) -> None:
     _lists("psf", psf, "grads", grads)
-    s = tensor("scale", scale, TABLE, dim=0)
-    if grads and s.device.type != "cpu":
-        same_device("scale", s, "grads[0]", grads[0])
+    for name, value in (("scale", scale), ("limit", limit)):
+        if name == "limit" and value is None:
+            continue
+        t = tensor(name, value, TABLE, dim=0)
+        if grads and t.device.type != "cpu":
+            same_device(name, t, "grads[0]", grads[0])

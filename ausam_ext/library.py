@@ -22,7 +22,7 @@ sliced_variance(Tensor norms, int slices) -> Tensor
 perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, bool maximize=False, Tensor? norm=None) -> Tensor
 restore_(Tensor(a!)[] params, Tensor[] backups) -> ()
 psf_capture_(Tensor(a!)[] psf, Tensor[] grads, *, int? norm_last=None) -> (Tensor psf_norm, Tensor sgd_norm)
-psf_reuse_(Tensor(a!)[] grads, Tensor[] psf, Tensor scale) -> ()
+psf_reuse_(Tensor(a!)[] grads, Tensor[] psf, Tensor scale, *, Tensor? limit=None) -> ()
 """  # noqa: E501
 
 
@@ -45,7 +45,7 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "perturb_": lambda params, *_, **__: _scalar(params),
     "restore_": lambda *_: None,
     "psf_capture_": lambda psf, *_, **__: (_scalar(psf), _scalar(psf)),
-    "psf_reuse_": lambda *_: None,
+    "psf_reuse_": lambda *_, **__: None,
 }
 
 

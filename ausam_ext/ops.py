@@ -259,14 +259,25 @@ def psf_capture_(
     return norms
 
 
-def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: float | Tensor) -> None:
+def psf_reuse_(
+    grads: Sequence[Tensor],
+    psf: Sequence[Tensor],
+    scale: float | Tensor,
+    *,
+    limit: Tensor | None = None,
+) -> None:
     """Adds the PSF of an earlier iteration to a gradient (vSAM Eq. 17): ``g += scale * PSF``.
+
+    With a ``limit`` it adds no more of it than there is of the gradient:
+    ``g += min(1, ||g|| / limit) * scale * PSF``, with the norm over all tensors.
 
     Args:
         grads: ``g_SGD``; float32, float64, bfloat16 or float16.
         psf: shape, dtype and device of ``grads``, one for one.
         scale: ``gamma^(i - i*)``: a number, or a 0-d float32 or float64 tensor, on the CPU or the device of
             ``grads``. 0 leaves ``grads`` as they are, even where ``psf`` is not finite.
+        limit: 0-d float32 or float64, on the CPU or the device of ``grads``: ``||g||`` when the PSF was
+            taken. 0 is no limit.
 
     Changes:
         ``grads``.
@@ -277,5 +288,5 @@ def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: float | Te
     if not isinstance(scale, Tensor):
         value = checks.number("scale", scale, "a finite number", lambda v: True)
         scale = torch.full((), value, dtype=torch.float64, device="cpu")
-    call("psf_reuse_", grads, psf, scale)
+    call("psf_reuse_", grads, psf, scale, limit=limit)
     increment_version(grads)

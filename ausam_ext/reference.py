@@ -129,7 +129,12 @@ def psf_capture_(
     return _global_norm(psf[first:], dtype), sgd_norm
 
 
-def psf_reuse_(grads: Sequence[Tensor], psf: Sequence[Tensor], scale: Tensor) -> None:
+def psf_reuse_(
+    grads: Sequence[Tensor], psf: Sequence[Tensor], scale: Tensor, *, limit: Tensor | None = None
+) -> None:
+    if limit is not None and grads:
+        share = _global_norm(grads, torch.float64) / limit.to(grads[0].device)
+        scale = scale.to(share) * share.where(share < 1, 1)
     for g, p in zip(grads, psf, strict=True):
         x = _wide(g)
         s = scale.to(x)

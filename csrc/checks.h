@@ -83,6 +83,11 @@ inline void check_perturb(const std::vector<Tensor>& params, const std::vector<T
   if (!params.empty()) check_same_device(*norm, params[0], "norm");
 }
 
+inline void check_scalar(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(is_table(t.scalar_type()) && t.dim() == 0, what,
+                  ": float32 or float64 of no dimension");
+}
+
 inline void check_norm_last(const std::optional<int64_t>& norm_last, size_t tensors) {
   STD_TORCH_CHECK(!norm_last || (*norm_last >= 1 && *norm_last <= static_cast<int64_t>(tensors)),
                   "norm_last: from 1 to the number of tensors");

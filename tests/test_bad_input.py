@@ -35,7 +35,7 @@ def good(name):
         },
         "restore_": {"params": params, "backups": grads},
         "psf_capture_": {"psf": params, "grads": grads, "norm_last": 1},
-        "psf_reuse_": {"grads": params, "psf": grads, "scale": 0.5},
+        "psf_reuse_": {"grads": params, "psf": grads, "scale": 0.5, "limit": None},
     }[name]
 
 
@@ -175,6 +175,10 @@ CASES = {
         ("scale", torch.tensor(1), TypeError, "torch.int64"),
         ("scale", torch.tensor([0.5]), ValueError, "(1,)"),
         ("scale", torch.tensor(0.5, device=META), ValueError, "meta"),
+        ("limit", 0.5, TypeError, "0.5"),
+        ("limit", torch.tensor(1), TypeError, "torch.int64"),
+        ("limit", torch.tensor([0.5]), ValueError, "(1,)"),
+        ("limit", torch.tensor(0.5, device=META), ValueError, "meta"),
     ],
 }
 ALL = [(name, *case) for name, cases in CASES.items() for case in cases]

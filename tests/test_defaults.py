@@ -29,8 +29,8 @@ ARGUMENTS = {
     SAM.backward: "self, closure, *, same_masks=False, per_process=False",
     VSAM: (
         "model, rho=0.05, *, alpha=0.1, gamma=0.9, window=50, slices=5, max_rate=0.8, initial_samples=1, "
-        "warmup_steps, max_reuse=6, norm_params=10, seed=0, params=None, maximize=False, groups=(), "
-        "scaler=None"
+        "warmup_steps, max_reuse=6, norm_params=10, seed=0, bounded=False, initial_rate=None, params=None, "
+        "maximize=False, groups=(), scaler=None"
     ),
     VSAM.perturbed: "self",
     VSAM.decide: "self",
@@ -48,7 +48,7 @@ ARGUMENTS = {
     ops.perturb_: "params, grads, backups, rho, *, adaptive=False, maximize=False, norm=None",
     ops.restore_: "params, backups",
     ops.psf_capture_: "psf, grads, *, norm_last=None",
-    ops.psf_reuse_: "grads, psf, scale",
+    ops.psf_reuse_: "grads, psf, scale, *, limit=None",
 }
 
 

@@ -55,7 +55,10 @@ def sample_inputs(name, dtype=torch.float32):
         ],
         "restore_": [((params, grads), {})],
         "psf_capture_": [((params, grads), {"norm_last": None}), ((params, grads), {"norm_last": 2})],
-        "psf_reuse_": [((params, grads, torch.tensor(0.5)), {})],
+        "psf_reuse_": [
+            ((params, grads, torch.tensor(0.5)), {}),
+            ((params, grads, torch.tensor(0.5)), {"limit": torch.tensor(1e3)}),
+        ],
     }[name]
 
 
