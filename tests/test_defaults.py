@@ -23,6 +23,7 @@ ARGUMENTS = {
     AUSAMBatchSampler.set_epoch: "self, epoch",
     AUSAMBatchSampler.indexed: "self, loader",
     AUSAMBatchSampler.select: "self, index",
+    AUSAMBatchSampler.weights: "self, index, *, normalize=True",
     # SAM and vSAM: the gradient
     SAM: "model, rho=0.05, *, adaptive=False, params=None, maximize=False, groups=(), scaler=None",
     SAM.perturbed: "self",
