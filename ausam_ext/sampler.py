@@ -5,15 +5,16 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from . import checks
+from . import checks, ops
 from .adlp import ADLP
+from .importance import Choice, HandedOut
 from .loader import Batch, Batches, IndexedLoader
 from .loader import check as check_loader
 from .permutation import permute
@@ -21,6 +22,18 @@ from .permutation import permute
 _VERSION = 3
 _PLAN_BLOCK = 1 << 20  # samples whose batches are planned at once; bounds a plan's memory to some 50 MB
 _NOISE_BLOCK = 1 << 13  # samples whose noise is drawn at once
+
+
+class _Race(NamedTuple):
+    """The choice of ``k`` in each row: with which noise, ``[rows, n]``, and between which weights."""
+
+    k: int
+    s_min: float
+    s_max: float
+    noise: Tensor
+
+    def won_by(self, positions: Tensor, scores: Tensor) -> Choice:
+        return Choice(scores, positions, self.noise, s_min=self.s_min, s_max=self.s_max)
 
 
 class AUSAMBatchSampler(Sampler[list[int]]):
@@ -96,8 +109,9 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self._position = 0  # batches of this epoch that were handed to the training loop
         # Batches that a loader drew and indexed() has not given out yet: of the loop that is the current one,
         # and of one that begins, until it gets its first batch.
-        self._current: deque[Tensor] | None = None
-        self._awaiting: deque[Tensor] | None = None
+        self._current: deque[HandedOut] | None = None
+        self._awaiting: deque[HandedOut] | None = None
+        self._handed: HandedOut | None = None  # the batch that the loop got last
         self._restored: Batches | None = None  # by its load_state_dict(), and not used yet
         self._epoch_was_set = False
         # Without set_epoch() and indexed(): the table's version at the first one's beginning, how many ended.
@@ -139,7 +153,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             self.set_epoch(self.epoch + 1)  # a loader that was saved after its last batch drops that iterator
         return Batches(self)
 
-    def _begin(self) -> deque[Tensor] | None:
+    def _begin(self) -> deque[HandedOut] | None:
         """Takes note of an iterator's first batch; gives where :meth:`indexed` wants to have the batches."""
         if self._awaiting is not None:
             self._awaiting.clear()  # a loader may draw from one iterator, and begin another
@@ -215,15 +229,53 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             )
         index = self.adlp.place(checks.tensor("index", index, checks.INDEX, dim=1))
         checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
-        keep = self._choose(index.unsqueeze(0), self.epoch, self._position)[0]
-        if len(keep) == len(index):
-            self.adlp.look_for_outside(index)  # no score was looked up
+        race = self._race(len(index), self.epoch, self._position, 1)
+        keep, choice = torch.arange(len(index), dtype=torch.int64, device=index.device), None
+        if race is None:
+            self.adlp.look_for_outside(index)  # no score is looked up
+        else:
+            keep = self.adlp.sample(index, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise[0])
+            choice = race.won_by(keep.unsqueeze(0), self._scores(index.unsqueeze(0)))
         self._position += 1
+        self._handed = HandedOut(index, choice, 0, keep)
         return keep
 
-    def _plan(self, epoch: int, first: int) -> Iterator[Tensor]:
+    def weights(self, index: Tensor, *, normalize: bool = True) -> Tensor:
+        """Importance weights of the samples that :meth:`indexed` or :meth:`select` handed out last.
+
+        ::
+
+            (loss * batches.weights(index)).mean().backward()   # in both passes; ADLP gets the plain losses
+
+        What is kept of a batch is no fair sample of it: high scores are in it more often than others.
+        With ``w_i = (k/n) / (1 - exp(-s_i / t))``, where ``s`` are the weights of Eq. 8 and ``t`` is the
+        largest ``s / noise`` that was not kept, the mean of ``w_i * loss_i`` is an unbiased estimate of the
+        whole batch's mean loss, and its gradient one of the batch's gradient. Scores and noise are those that
+        chose the batch, also after ``ADLP.update``.
+
+        Args:
+            index: ``[k]``: as :meth:`indexed` gave it; after ``select``, ``index[keep]``.
+            normalize: divide them by their mean: a little bias, and less variance.
+
+        Returns:
+            ``[k]``, float32, on the table's device, in the order of ``index``; ones for a whole batch.
+            Computed for a million samples at a time, once someone asks.
+
+        Raises:
+            TypeError: ``index`` is no such tensor.
+            ValueError: ``index`` is another batch, such as the one before. (On CUDA, and not the tensor that
+                :meth:`indexed` gave: entries of another batch weigh NaN, as to raise would be to
+                synchronise.)
+            RuntimeError: no batch was handed out.
+        """
+        checks.flag("normalize", normalize)
+        if self._handed is None:
+            raise RuntimeError("weights(): neither indexed() nor select() has handed out a batch")
+        return self._handed.weights(self.adlp.place(index), normalize)
+
+    def _plan(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Choice | None]]:
         """Samples of the batches from ``first`` on, in blocks: ``[batches, alpha * K]``, and a shorter last
-        one."""
+        one; what chose them, if not all candidates were kept."""
         full, rest = divmod(self._share(), self.batch_size)
         while first < len(self):
             self.adlp.check()
@@ -231,7 +283,13 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             if first < full:
                 rows, n = min(max(1, _PLAN_BLOCK // self.batch_size), full - first), self.batch_size
             index = self._candidates(epoch, first * self.batch_size, rows * n).view(rows, n)
-            yield index.gather(1, self._choose(index, epoch, first))
+            race, choice = self._race(n, epoch, first, rows), None
+            if race is not None:
+                # Not the fused adlp_sample: the weights need the scores.
+                scores = self._scores(index)
+                keep = ops.subset_sample(scores, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise)
+                index, choice = index.gather(1, keep), race.won_by(keep, scores)
+            yield index, choice
             first += rows
 
     def _candidates(self, epoch: int, start: int, length: int) -> Tensor:
@@ -242,16 +300,22 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         position = (position * self.num_replicas + self.rank) % n
         return permute(position, n, self._generator("permutation", epoch)) if self.shuffle else position
 
-    def _choose(self, index: Tensor, epoch: int, first: int) -> Tensor:
-        """Positions in each row of ``index`` (``[batches, n]``): the batches from ``first`` on."""
-        rows, n = index.shape
+    def _scores(self, index: Tensor) -> Tensor:
+        """Those of all candidates, NaN where never visited; of any, for what is outside a CUDA table."""
+        flat = index.flatten()
+        if flat.device.type == "cuda":
+            flat = flat.clamp(0, len(self.adlp) - 1)  # an index outside was counted, and must not fault
+        total, count = (t.index_select(0, flat) for t in (self.adlp.total, self.adlp.count))
+        return (total / count).view(index.shape)
+
+    def _race(self, n: int, epoch: int, first: int, rows: int) -> "_Race | None":
+        """How many of ``n`` candidates the batches from ``first`` on keep, and how; None if all."""
         k = max(min(2, n), math.floor(self.alpha * n + 1e-6))
         if epoch < self.full_epochs or k == n:
-            return torch.arange(n, dtype=torch.int64, device=index.device).expand(rows, n)
+            return None
         ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
         s_max = self.s_min + ramp * (self.s_max - self.s_min)
-        noise = self._noise(epoch, first, rows)[:, :n]
-        return self.adlp.sample(index, k, s_min=self.s_min, s_max=s_max, noise=noise)
+        return _Race(k, self.s_min, s_max, self._noise(epoch, first, rows)[:, :n])
 
     def _noise(self, epoch: int, first: int, rows: int) -> Tensor:
         """Exp(1), ``[rows, batch_size]``, for the batches from ``first`` on; drawn alike for all devices."""
@@ -305,4 +369,4 @@ class AUSAMBatchSampler(Sampler[list[int]]):
                     "a state that is saved between two epochs fits any"
                 )
         self.seed, self.epoch, self._position = state["seed"], state["epoch"], state["position"]
-        self._current = self._restored = self._plain_loops = None
+        self._current = self._restored = self._plain_loops = self._handed = None

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from ausam_ext import ADLP, AUSAMBatchSampler, reference
+from ausam_ext import ADLP, AUSAMBatchSampler, ops, reference
 
 N = 203
 
@@ -130,18 +130,21 @@ def test_plan_equals_select_for_any_number_of_workers(backend, workers):
 def test_the_choice_is_made_on_the_mean_dlp_with_the_ramp_of_s_max(monkeypatch):
     adlp, seen = scored(), []
     batches = AUSAMBatchSampler(adlp, 64, 0.5, s_min=0.1, s_max=0.5, warmup_epochs=30, shuffle=False)
-    sample = ADLP.sample
+    sample = ops.subset_sample
 
-    def spy(self, index, k, **options):
-        seen.append((options["s_max"], index, k, options["noise"]))
-        return sample(self, index, k, **options)
+    def spy(scores, k, **options):
+        seen.append((options["s_max"], scores, k, options["noise"]))
+        return sample(scores, k, **options)
 
-    monkeypatch.setattr(ADLP, "sample", spy)
+    monkeypatch.setattr(ops, "subset_sample", spy)
     for epoch, s_max in ((1, 0.1 + 0.4 / 30), (15, 0.3), (30, 0.5), (200, 0.5)):
         seen.clear()
         rows = epoch_of(batches, epoch)
         assert len(seen) == 2  # one call for the full batches, one for the last
-        for got, index, k, noise in seen:
+        order = torch.arange(N).split([192, N - 192])
+        for (got, scores, k, noise), index in zip(seen, order, strict=True):
+            index = index.view(scores.shape)
+            torch.testing.assert_close(scores, adlp.mean()[index], rtol=0, atol=0, equal_nan=True)
             assert got == pytest.approx(s_max, rel=1e-12)
             expected = reference.subset_sample(adlp.mean()[index], k, s_min=0.1, s_max=got, noise=noise)
             for candidates, positions in zip(index, expected, strict=True):
