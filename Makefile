@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate lint format clean
+.PHONY: demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate evidence lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -47,6 +47,13 @@ bench: .venv/with-test .venv/installed
 	$(BIN)/python -m benchmarks.memory
 	-$(BIN)/python -m benchmarks.peers  # installs them from PyPI, into build/peers
 	$(BIN)/python -m benchmarks.report
+
+# What docs/choosing.md says: goes on where it was stopped, and takes half an hour of one core from nothing.
+evidence: .venv/with-test .venv/installed
+	$(BIN)/python -m benchmarks.start_rate
+	$(BIN)/python -m benchmarks.gradient_error
+	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.choosing
 
 # Whether a compiled kernel lost a quarter of its lead over the reference: half a minute.
 bench-gate: .venv/with-test .venv/installed

@@ -30,7 +30,7 @@ from tqdm import tqdm
 import ausam_ext
 from ausam_ext.demo.data import Images
 
-from .tasks import TASKS, Task, available
+from .tasks import TASKS, Task
 from .variants import VARIANTS, train
 
 RESULTS = Path(__file__).parent / "results/evidence/accuracy.json"
@@ -40,6 +40,11 @@ TEST_SEEDS = range(10)
 PROPORTIONAL = ("AUSAM, proportional, weighted", "AUSAM, weighted")
 VALIDATED = PROPORTIONAL[::-1]
 PARTS = ("settings", "validation", "test")
+NAMES = (
+    "digits",
+    "digits, a quarter wrong",
+    "digits, long-tailed",
+)  # Fashion-MNIST takes three times as long
 
 Row = dict[str, Any]  # a method with its settings, and what came out, seed by seed
 
@@ -188,7 +193,7 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0])
     p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is continued")
     p.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    p.add_argument("--tasks", nargs="+", choices=TASKS, default=available())
+    p.add_argument("--tasks", nargs="+", choices=TASKS, default=NAMES)
     options = p.parse_args()
     torch.set_num_threads(1)
     rows = run(options.output, options.tasks, options.parts)

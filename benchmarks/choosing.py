@@ -1,4 +1,4 @@
-"""``python -m benchmarks.choosing``: writes the figures of benchmarks/results/evidence into docs/choosing.md."""
+"""``python -m benchmarks.choosing``: writes the figures of results/evidence into docs/choosing.md."""
 
 import json
 import re
@@ -20,7 +20,9 @@ def blocks() -> dict[str, str]:
     return {
         "rates": "\n" + start_rate.table(rates) + "\n",
         "errors": _titled({row["task"]: gradient_error.table(errors, row["task"]) for row in errors}),
-        "accuracy": _titled({f"{task}, {seeds(runs, task)}": accuracy.test_table(runs, task) for task in tested}),
+        "accuracy": _titled(
+            {f"{task}, {seeds(runs, task)}": accuracy.test_table(runs, task) for task in tested}
+        ),
         "proportional": f"\n{accuracy.validation_table(runs)}\n{verdict(runs)}\n\n",
         "settings": "\n" + accuracy.settings_table(runs) + "\n",
     }
@@ -31,8 +33,8 @@ def seeds(rows: Sequence[dict[str, Any]], task: str) -> str:
     of = [row for row in rows if row["part"] == "test" and row["task"] == task]
     counts = sorted({len(row["seeds"]) for row in of})
     many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    first = of[0]
-    return f"{many} seeds, {first['epochs']} epochs, learning rate {first['learning_rate']:g}, rho {first['rho']:g}"
+    epochs, rate, rho = (of[0][name] for name in ("epochs", "learning_rate", "rho"))
+    return f"{many} seeds, {epochs} epochs, learning rate {rate:g}, rho {rho:g}"
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> str:
@@ -45,8 +47,9 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
     mean = statistics.mean(statistics.mean(d) for d in found.values())
     borne_out = max(errors) > 2 and min(errors) > -2
     return (
-        f"Proportional minus Eq. 8, over all tasks: {mean:+.2f}; from {min(errors):+.1f} to {max(errors):+.1f} "
-        f"standard errors. By the rule it is{'' if borne_out else ' not'} worth an argument of its own."
+        f"Proportional minus Eq. 8, over all tasks: {mean:+.2f}; from {min(errors):+.1f} to "
+        f"{max(errors):+.1f} standard errors. By the rule it is{'' if borne_out else ' not'} worth an "
+        "argument of its own."
     )
 
 
@@ -61,7 +64,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _titled(tables: dict[str, str]) -> str:
-    return "\n" + "\n".join(f"{title[0].upper()}{title[1:]}:\n\n{table}" for title, table in tables.items()) + "\n"
+    return (
+        "\n"
+        + "\n".join(f"{title[0].upper()}{title[1:]}:\n\n{table}" for title, table in tables.items())
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

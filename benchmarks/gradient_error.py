@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
+from ausam_ext import ops
 from ausam_ext.demo.data import Images
 
 from .tasks import TASKS, available
-from .variants import FLOOR, VARIANTS, minmax, race_weights, train
+from .variants import VARIANTS, in_proportion, train
 
 RESULTS = Path(__file__).parent / "results/evidence/gradient_error.json"
 NAMES = ("Fashion-MNIST", "digits, a quarter wrong")
@@ -39,30 +40,33 @@ S_MIN, S_MAX = 0.1, 1.0
 Row = dict[str, Any]
 
 
-def race(s: Tensor, weights: str) -> Callable[[int, torch.Generator], Tensor]:
-    """Draws of halves in the race for ``s``: what each sample's gradient counts for, ``[draws, n]``."""
+Draw = Callable[[int, torch.Generator], Tensor]  # of so many halves: each sample's share, [draws, n]
 
+
+def race(scores: Tensor, weights: str = "", s_min: float = S_MIN, s_max: float = S_MAX) -> Draw:
     def draw(draws: int, generator: torch.Generator) -> Tensor:
-        n, k = len(s), len(s) // 2
-        noise = torch.empty(draws, n).exponential_(generator=generator)
-        keep = (s / noise).topk(k).indices
+        rows, k = scores.expand(draws, -1), len(scores) // 2
+        noise = torch.empty(rows.shape).exponential_(generator=generator)
+        keep = ops.subset_sample(rows, k, s_min=s_min, s_max=s_max, noise=noise)
         w = torch.ones(draws, k)
         if weights:
-            w = race_weights(s.expand(draws, n), noise, keep, normalize=weights == "normalised")
-        return torch.zeros(draws, n).scatter(1, keep, w / k)
+            w = ops.subset_weights(rows, keep, noise, s_min=s_min, s_max=s_max)
+        if weights == "normalised":
+            w = w / w.mean(-1, keepdim=True)
+        return torch.zeros(rows.shape).scatter(1, keep, w / k)
 
     return draw
 
 
-def schemes(scores: Tensor) -> dict[str, Callable[[int, torch.Generator], Tensor]]:
-    s, proportional = minmax(scores, S_MIN, S_MAX), scores.clamp(min=FLOOR * scores.mean().item())
+def schemes(scores: Tensor) -> dict[str, Draw]:
+    clamped, bounds = in_proportion(scores)
     return {
-        "random half": race(torch.ones_like(s), ""),
-        "AUSAM": race(s, ""),
-        "AUSAM, weighted": race(s, "unbiased"),
-        "AUSAM, weighted and normalised": race(s, "normalised"),
-        "proportional, weighted": race(proportional, "unbiased"),
-        "proportional, weighted and normalised": race(proportional, "normalised"),
+        "random half": race(scores, s_min=1.0, s_max=1.0),
+        "AUSAM": race(scores),
+        "AUSAM, weighted": race(scores, "unbiased"),
+        "AUSAM, weighted and normalised": race(scores, "normalised"),
+        "proportional, weighted": race(clamped, "unbiased", **bounds),
+        "proportional, weighted and normalised": race(clamped, "normalised", **bounds),
     }
 
 

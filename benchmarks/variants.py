@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
+from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler, ops
 from ausam_ext.demo.data import Images
 from ausam_ext.demo.training import MOMENTUM, VSAM_WARMUP_EPOCHS, WEIGHT_DECAY
 
@@ -94,13 +94,13 @@ def train(
     samples = 0
     for epoch in range(round(epochs * task.epochs)):
         batches.set_epoch(epoch)
-        for step, (index, (x, y)) in enumerate(batches.indexed(loader)):
+        for index, (x, y) in batches.indexed(loader):
             weights: Tensor | float = 1.0
             if variant.proportional and epoch > 0:
                 keep, weights = proportional(adlp.mean(index), max(2, len(index) // 2), noise)
                 index, x, y = index[keep], x[keep], y[keep]
             elif variant.weighted:
-                weights = sampler_weights(batches, epoch, step, index)
+                weights = batches.weights(index)
             closure = partial(forward_backward, x, y, weights)
             loss, loss_perturbed = sam.backward(closure) if variant.sam else (closure(), None)
             if loss_perturbed is not None:
@@ -116,38 +116,15 @@ def train(
 
 def proportional(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``k`` of the samples in proportion to their scores, and their normalised weights."""
+    scores, bounds = in_proportion(scores)
+    noise = torch.empty_like(scores).exponential_(generator=generator)
+    keep = ops.subset_sample(scores, k, **bounds, noise=noise)
+    weights = ops.subset_weights(scores, keep, noise, **bounds)
+    return keep, weights / weights.mean()
+
+
+def in_proportion(scores: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Scores that are not below ``FLOOR`` of their mean, and bounds with which Eq. 8 keeps their ratios."""
     scores = scores.where(scores.isfinite(), scores[scores.isfinite()].amax())
-    s = scores.clamp(min=FLOOR * scores.mean().item() + 1e-30)
-    e = torch.empty_like(s).exponential_(generator=generator)
-    keep = (s / e).topk(k).indices.sort().values
-    return keep, race_weights(s, e, keep)
-
-
-def race_weights(s: Tensor, e: Tensor, keep: Tensor, *, normalize: bool = True) -> Tensor:
-    """With these the mean over ``keep``, the largest keys ``s / e``, estimates the mean over all."""
-    n, k = s.shape[-1], keep.shape[-1]
-    if k == n:
-        return torch.ones_like(s)
-    threshold = (s / e).topk(k + 1).values[..., -1:]
-    weights = k / n / -torch.expm1(-s.gather(-1, keep) / threshold)
-    return weights / weights.mean(-1, keepdim=True) if normalize else weights
-
-
-def sampler_weights(batches: AUSAMBatchSampler, epoch: int, step: int, index: Tensor) -> Tensor:
-    K = batches.batch_size
-    cand = batches._candidates(epoch, step * K, min(K, len(batches.adlp) - step * K))
-    if len(index) == len(cand):
-        return torch.ones(len(index))
-    e = batches._noise(epoch, step, 1)[0, : len(cand)]
-    s_max = batches.s_min + min(1.0, epoch / batches.warmup_epochs) * (batches.s_max - batches.s_min)
-    s = minmax(batches.adlp.mean(cand), batches.s_min, s_max)
-    keep = (s / e).topk(len(index)).indices.sort().values
-    assert cand[keep].equal(index)
-    return race_weights(s, e, keep)
-
-
-def minmax(g: Tensor, s_min: float, s_max: float) -> Tensor:
-    """Eq. 8."""
-    g = g.where(g.isfinite(), g[g.isfinite()].amax())
-    low, high = g.amin(), g.amax()
-    return ((g - low) / (high - low)).nan_to_num() * (s_max - s_min) + s_min
+    scores = scores.clamp(min=FLOOR * scores.mean().item())
+    return scores, {"s_min": (scores.amin() / scores.amax()).item(), "s_max": 1.0}
