@@ -41,6 +41,37 @@ def test_every_method_was_tested_with_the_same_seeds_and_settings(task):
         )
 
 
+def test_what_the_page_says_in_words():
+    of = {(row["task"], row["method"]): row for row in ROWS if row["part"] == "test"}
+
+    def above(task, method, other):
+        return accuracy.standard_errors(accuracy.difference(of[task, method], of[task, other]))
+
+    def share(task, method):
+        return sum(of[task, method]["samples"]) / sum(of[task, "SAM"]["samples"])
+
+    _, wrong, rare = accuracy.NAMES
+    assert above(rare, "AUSAM", "Random half") > 2 < above(rare, "AUSAM", "SAM")
+    assert (
+        above(rare, "AUSAM, weighted", "Random half") < 2 > above(rare, "AUSAM, probability", "Random half")
+    )
+    assert above(rare, "AUSAM, probability + vSAM, rate 0.34", "Random half") < -1.5
+    assert above(wrong, "AUSAM", "Random half") < -2
+    for method in ("AUSAM, weighted", "AUSAM, probability"):
+        assert -2 < above(wrong, method, "Random half") < 2 < above(wrong, method, "AUSAM")
+    assert abs(above(wrong, "vSAM, rate 0.34", "SAM")) < 2 < -above(wrong, "vSAM, default", "SAM")
+    for task in accuracy.NAMES:
+        assert round(share(task, "vSAM, rate 0.34"), 1) == 0.7
+        assert round(share(task, "AUSAM, probability + vSAM, rate 0.34"), 1) == 0.4
+        assert share(task, "SGD") == 0.5
+        assert (
+            accuracy.standard_errors(
+                accuracy.difference(of[task, "AUSAM, weighted"], of[task, "Random half"])
+            )
+            < 2
+        )
+
+
 def row(values, part="settings", **others):
     of = {"part": part, "task": "digits", "method": "SAM", "epochs": 20, "learning_rate": 0.05, "rho": 0.1}
     return {
