@@ -44,8 +44,8 @@ Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
 // its entries in the order of `index`: no atomics, and the sums do not depend on the number of
 // threads.
 template <class T, class I, class L>
-void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector<I> index,
-             Vector<L> loss, Vector<L> loss_perturbed, int64_t n) {
+void scatter(Vector<T> total, Vector<int32_t> count, Vector<uint8_t> tried, int64_t num_samples,
+             Vector<I> index, Vector<L> loss, Vector<L> loss_perturbed, int64_t n) {
   auto visit = [&](int64_t first, int64_t last, auto&& record, auto&&... columns) {
     int64_t asked = n < kGrain ? 0 : n - kAhead;  // few visits find the table in the cache
     for (int64_t j = 0; j < n; ++j) {
@@ -59,7 +59,10 @@ void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector
     }
   };
   auto add = [&](int64_t i, T d, bool) { total[i] += d; };
-  auto tally = [&](int64_t i, T, bool finite) { count[i] += finite; };
+  auto tally = [&](int64_t i, T, bool finite) {
+    count[i] += finite;
+    if (!finite && tried.data) tried[i] = 1;
+  };
   int64_t threads = n < kGrain ? 1 : torch::stable::get_num_threads();
   if (threads == 1)
     return visit(
@@ -79,8 +82,9 @@ void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector
 }
 
 void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor& loss,
-                  const Tensor& loss_perturbed, std::optional<Tensor> invalid) {
-  check_table(total, count, index, invalid);
+                  const Tensor& loss_perturbed, std::optional<Tensor> invalid,
+                  std::optional<Tensor> tried) {
+  check_table(total, count, index, invalid, tried);
   check_visits(total, index, loss, loss_perturbed);
 
   int64_t n = index.numel(), num_samples = total.numel();
@@ -90,8 +94,8 @@ void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor&
     dispatch_table(total.scalar_type(), [&](auto t) {
       dispatch_floating(loss.scalar_type(), [&](auto l) {
         using L = const decltype(l);
-        scatter(vector_of<decltype(t)>(total), vector_of<int32_t>(count), num_samples, idx,
-                vector_of<L>(loss), vector_of<L>(loss_perturbed), n);
+        scatter(vector_of<decltype(t)>(total), vector_of<int32_t>(count), vector_of<uint8_t>(tried),
+                num_samples, idx, vector_of<L>(loss), vector_of<L>(loss_perturbed), n);
       });
     });
   });

@@ -138,8 +138,9 @@ Tensor subset_sample(const Tensor& scores, int64_t k, double s_min, double s_max
 }
 
 Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index, int64_t k,
-                   double s_min, double s_max, const Tensor& noise, std::optional<Tensor> invalid) {
-  check_table(total, count, index, invalid);
+                   double s_min, double s_max, const Tensor& noise, std::optional<Tensor> invalid,
+                   std::optional<Tensor> tried) {
+  check_table(total, count, index, invalid, tried);
   check_sample(index, noise, k, s_min, s_max);
   NoGrad no_grad;
   Tensor idx = torch::stable::contiguous(index), e = torch::stable::contiguous(noise);
@@ -150,15 +151,19 @@ Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index
     return dispatch_table(total.scalar_type(), [&](auto t_) {
       auto sums = vector_of<const decltype(t_)>(total);
       auto visits = vector_of<const int32_t>(count);
-      return sample(
-          idx, e, k, s_min, s_max, [=](int64_t row, int64_t begin, int64_t end, float* score) {
-            for (int64_t j = begin; j < end; ++j) {
-              auto at = i[row * n + j];
-              // 0 / 0, which is NaN, where never visited
-              *score++ = is_outside(at, num_samples) ? std::numeric_limits<float>::quiet_NaN()
-                                                     : static_cast<float>(sums[at] / visits[at]);
-            }
-          });
+      auto marks = vector_of<const uint8_t>(tried);
+      return sample(idx, e, k, s_min, s_max,
+                    [=](int64_t row, int64_t begin, int64_t end, float* score) {
+                      for (int64_t j = begin; j < end; ++j) {
+                        auto at = i[row * n + j];
+                        if (is_outside(at, num_samples))
+                          *score++ = std::numeric_limits<float>::quiet_NaN();
+                        else if (visits[at] == 0 && marks.data && marks[at])
+                          *score++ = 0;
+                        else  // 0 / 0, which is NaN, where never visited
+                          *score++ = static_cast<float>(sums[at] / visits[at]);
+                      }
+                    });
     });
   });
 }
