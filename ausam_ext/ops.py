@@ -73,13 +73,9 @@ def adlp_update_(
         IndexError: without ``invalid``, on the CPU: an entry of ``index`` is outside the table. (On CUDA such
             entries are skipped: to raise would be to synchronise.)
     """
-    call("adlp_update_", total, count, index, loss, loss_perturbed, invalid=invalid, tried=tried)
-    changed: tuple[Tensor, ...] = (total, count)
-    if invalid is not None:
-        changed += (invalid,)
-    if tried is not None:
-        changed += (tried,)
-    increment_version(changed)
+    given = _given(invalid, tried)
+    call("adlp_update_", total, count, index, loss, loss_perturbed, **given)
+    increment_version((total, count, *given.values()))
 
 
 def subset_sample(
@@ -158,21 +154,21 @@ def adlp_sample(
     if noise is None:
         checks.adlp_sample(total, count, index, k, s_min=s_min, s_max=s_max, invalid=invalid, tried=tried)
         noise = _exponential(index, generator)
-    positions = call(
-        "adlp_sample",
-        total,
-        count,
-        index,
-        k,
-        s_min=s_min,
-        s_max=s_max,
-        noise=noise,
-        invalid=invalid,
-        tried=tried,
-    )
+    given = _given(invalid, tried)
+    positions = call("adlp_sample", total, count, index, k, s_min=s_min, s_max=s_max, noise=noise, **given)
     if invalid is not None:
         increment_version(invalid)
     return positions
+
+
+def _given(invalid: Tensor | None, tried: Tensor | None) -> dict[str, Tensor]:
+    """To pass a None costs as much as to pass a tensor."""
+    given = {}
+    if invalid is not None:
+        given["invalid"] = invalid
+    if tried is not None:
+        given["tried"] = tried
+    return given
 
 
 def _exponential(rows: Tensor, generator: torch.Generator | None) -> Tensor:
