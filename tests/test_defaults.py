@@ -41,9 +41,9 @@ ARGUMENTS = {
     RateController.update: "self",
     # The operators
     ops.dlp: "loss, loss_perturbed",
-    ops.adlp_update_: "total, count, index, loss, loss_perturbed, *, invalid=None",
+    ops.adlp_update_: "total, count, index, loss, loss_perturbed, *, invalid=None, tried=None",
     ops.subset_sample: f"scores, k, *, s_min=0.1, s_max=1.0, {NOISE}",
-    ops.adlp_sample: f"total, count, index, k, *, s_min=0.1, s_max=1.0, {NOISE}, invalid=None",
+    ops.adlp_sample: f"total, count, index, k, *, s_min=0.1, s_max=1.0, {NOISE}, invalid=None, tried=None",
     ops.sliced_variance: "norms, slices",
     ops.perturb_: "params, grads, backups, rho, *, adaptive=False, maximize=False, norm=None",
     ops.restore_: "params, backups",
