@@ -1,5 +1,6 @@
 """SAM, vSAM and AUSAM in PyTorch Lightning's automatic optimization, for any LightningModule."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -25,6 +26,9 @@ except ModuleNotFoundError:  # the same under its older name
     from pytorch_lightning.utilities.signature_utils import (  # type: ignore[import-not-found, unused-ignore]
         is_param_in_hook_signature,
     )
+
+
+_RATE = 0.3  # of second passes: the least that the papers' runs have on average
 
 
 class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
@@ -106,6 +110,10 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         if self.batches is not None:
             self.batches.adlp.to(pl_module.device)
         self._load_sam_state()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if isinstance(self.sam, VSAM):  # here, as it would load the data where that is not loaded yet
+            _warn_of_a_low_rate(self.sam, trainer.estimated_stepping_batches)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self.batches is not None:  # for select(); a loader's is set already
@@ -191,6 +199,19 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         if isinstance(self.sam, VSAM) and self._sam_state is not None:
             self.sam.load_state_dict(self._sam_state)
             self._sam_state = None
+
+
+def _warn_of_a_low_rate(vsam: VSAM, steps: float) -> None:
+    """The rate grows by 4 % in a window of steps at the most, where it was measured."""
+    controller = vsam.controller
+    windows = (steps - vsam.warmup_steps) / controller.window
+    if controller.alpha > 0 and windows > 0 and controller.rate * 1.04 ** min(windows, 999) < _RATE:
+        warnings.warn(
+            f"VSAM: starts with a second pass in {controller.rate:.0%} of the steps, and {steps} steps are "
+            f"too few to get from there to {_RATE:.0%}, which the papers' runs have on average or more; give "
+            "it initial_rate=0.34",
+            stacklevel=2,
+        )
 
 
 @contextmanager

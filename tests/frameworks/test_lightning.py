@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -360,6 +361,19 @@ class Manual(Net):
     def __init__(self):
         super().__init__()
         self.automatic_optimization = False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [({}, True), ({"initial_rate": 0.34}, False), ({"alpha": 0.0}, False), ({"warmup_steps": 99}, False)],
+)
+def test_a_run_that_is_too_short_for_the_rate_it_starts_from(tmp_path, arguments, warned):
+    callback = SAMCallback(lambda m: VSAM(m, **{"warmup_steps": 2, **arguments}))
+    expected = pytest.warns(
+        UserWarning, match=r"in 2% of the steps, and 21 steps are too few .*initial_rate=0\.34"
+    )
+    with expected if warned else nullcontext():
+        fit(tmp_path, Net(), [callback], DataLoader(digits(210), batch_size=30))
 
 
 def test_what_is_refused(tmp_path):
