@@ -5,6 +5,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -55,14 +56,16 @@ class AUSAMBatchSampler(Sampler[list[int]]):
     batch, however far workers prefetch. Of a batch of ``n`` samples ``floor(alpha * n + 1e-6)`` are drawn
     without replacement (Eq. 7, 8), but two at least, or BatchNorm would refuse what is left of a short last
     batch (one of a batch of one). ``s_max`` rises linearly from ``s_min`` in epoch 0 to its value in epoch
-    ``warmup_epochs``.
+    ``warmup_epochs``: at the default of 30, a run of 10 epochs ends with 3/10 of the way.
 
     Args:
         adlp: the table; its length is that of the data set.
         batch_size: ``K``, before the choice; with several processes, of each.
         alpha: share that is kept, above 0 and at most 1.
         s_min, s_max: weights of the lowest and the highest score of a batch, ``0 < s_min <= s_max`` (Eq. 8).
-        warmup_epochs: ``E_start``.
+        warmup_epochs: ``E_start``, the first epoch that has ``s_max``: a number of epochs, or, with
+            ``epochs``, a share of the run above 0 and below 1, such as 0.3. Set it for runs of 30 epochs or
+            fewer.
         full_epochs: epochs at the start that keep whole batches, so that every sample has a score.
         shuffle: a new permutation of the data set every epoch; otherwise in order.
         drop_last: leave out the last batch if it is shorter.
@@ -70,6 +73,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         rank, num_replicas: this process and their number; by default those of ``torch.distributed``, if that
             is initialised. Each process gets every ``num_replicas``-th sample; some are repeated to make that
             even.
+        epochs: length of the run, for ``warmup_epochs``; warns if the run is to end before that epoch.
     """
 
     def __init__(
@@ -80,13 +84,14 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         *,
         s_min: float = 0.1,
         s_max: float = 1.0,
-        warmup_epochs: int = 30,
+        warmup_epochs: float = 30,
         full_epochs: int = 1,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
         rank: int | None = None,
         num_replicas: int | None = None,
+        epochs: int | None = None,
     ) -> None:
         if not isinstance(adlp, ADLP):
             raise TypeError(f"adlp: expected an ausam_ext.ADLP, got {type(adlp).__name__}")
@@ -99,7 +104,8 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.alpha = checks.number("alpha", alpha, "a number above 0 and at most 1", lambda v: 0 < v <= 1)
         self.s_min, self.s_max = checks.weight_bounds(s_min, s_max)
-        self.warmup_epochs = checks.integer("warmup_epochs", warmup_epochs, 0)
+        self.epochs = None if epochs is None else checks.integer("epochs", epochs, 1)
+        self.warmup_epochs = self._ramp(warmup_epochs)
         self.full_epochs = checks.integer("full_epochs", full_epochs, 0)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.seed = checks.integer("seed", seed, 0)
@@ -117,6 +123,23 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         # Without set_epoch() and indexed(): the table's version at the first one's beginning, how many ended.
         self._plain_loops: tuple[int, int] | None = None
         self._noise_block: tuple[tuple[int, int], Tensor] | None = None
+
+    def _ramp(self, warmup_epochs: float) -> float:
+        """``E_start`` in epochs."""
+        if isinstance(warmup_epochs, Integral):
+            value: float = checks.integer("warmup_epochs", warmup_epochs, 0)
+            if self.epochs is not None and value >= self.epochs:
+                warnings.warn(
+                    f"AUSAMBatchSampler: s_max is reached in epoch warmup_epochs = {value}, and the run ends "
+                    f"after {self.epochs}; give a share of it, such as warmup_epochs=0.3",
+                    stacklevel=3,
+                )
+            return value
+        accepted = "a number of epochs, or a share of the run above 0 and below 1"
+        value = checks.number("warmup_epochs", warmup_epochs, accepted, lambda v: 0 < v < 1)
+        if self.epochs is None:
+            raise ValueError(f"epochs: expected the length of the run, for warmup_epochs = {value}, got None")
+        return value * self.epochs
 
     def __repr__(self) -> str:
         settings = "batch_size alpha s_min s_max warmup_epochs full_epochs shuffle drop_last seed"

@@ -18,7 +18,7 @@ ARGUMENTS = {
     ADLP.sync: "self, group=None",
     AUSAMBatchSampler: (
         "adlp, batch_size, alpha=0.5, *, s_min=0.1, s_max=1.0, warmup_epochs=30, full_epochs=1, "
-        "shuffle=True, drop_last=False, seed=0, rank=None, num_replicas=None"
+        "shuffle=True, drop_last=False, seed=0, rank=None, num_replicas=None, epochs=None"
     ),
     AUSAMBatchSampler.set_epoch: "self, epoch",
     AUSAMBatchSampler.indexed: "self, loader",
