@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from . import checks, ops
 from .adlp import ADLP
-from .importance import Choice, HandedOut
+from .importance import Choice, HandedOut, Race, columns, scores
 from .loader import Batch, Batches, IndexedLoader
 from .loader import check as check_loader
 from .permutation import permute
@@ -23,18 +23,6 @@ from .permutation import permute
 _VERSION = 3
 _PLAN_BLOCK = 1 << 20  # samples whose batches are planned at once; bounds a plan's memory to some 50 MB
 _NOISE_BLOCK = 1 << 13  # samples whose noise is drawn at once
-
-
-class _Race(NamedTuple):
-    """The choice of ``k`` in each row: with which noise, ``[rows, n]``, and between which weights."""
-
-    k: int
-    s_min: float
-    s_max: float
-    noise: Tensor
-
-    def won_by(self, positions: Tensor, scores: Tensor) -> Choice:
-        return Choice(scores, positions, self.noise, s_min=self.s_min, s_max=self.s_max)
 
 
 class AUSAMBatchSampler(Sampler[list[int]]):
@@ -253,14 +241,18 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         index = self.adlp.place(checks.tensor("index", index, checks.INDEX, dim=1))
         checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
         race = self._race(len(index), self.epoch, self._position, 1)
-        keep, choice = torch.arange(len(index), dtype=torch.int64, device=index.device), None
+        choice = None
         if race is None:
             self.adlp.look_for_outside(index)  # no score is looked up
+            keep = torch.arange(len(index), dtype=torch.int64, device=index.device)
         else:
-            keep = self.adlp.sample(index, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise[0])
-            choice = race.won_by(keep.unsqueeze(0), self._scores(index.unsqueeze(0)))
+            race = race._replace(noise=race.noise[0])
+            keep = self.adlp.sample(index, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise)
+            # What is outside was counted, or refused, and must not fault.
+            inside = index if index.device.type == "cpu" else index.clamp(0, len(self.adlp) - 1)
+            choice = Choice(race, keep, columns(self.adlp, inside))
         self._position += 1
-        self._handed = HandedOut(index, choice, 0, keep)
+        self._handed = HandedOut(index, choice, keep=keep)
         return keep
 
     def weights(self, index: Tensor, *, normalize: bool = True) -> Tensor:
@@ -309,9 +301,15 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             race, choice = self._race(n, epoch, first, rows), None
             if race is not None:
                 # Not the fused adlp_sample: the weights need the scores.
-                scores = self._scores(index)
-                keep = ops.subset_sample(scores, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise)
-                index, choice = index.gather(1, keep), race.won_by(keep, scores)
+                known = columns(self.adlp, index.flatten())
+                keep = ops.subset_sample(
+                    scores(*known).view(index.shape),
+                    race.k,
+                    s_min=race.s_min,
+                    s_max=race.s_max,
+                    noise=race.noise,
+                )
+                index, choice = index.gather(1, keep), Choice(race, keep, known)
             yield index, choice
             first += rows
 
@@ -323,22 +321,14 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         position = (position * self.num_replicas + self.rank) % n
         return permute(position, n, self._generator("permutation", epoch)) if self.shuffle else position
 
-    def _scores(self, index: Tensor) -> Tensor:
-        """Those of all candidates, NaN where never visited; of any, for what is outside a CUDA table."""
-        flat = index.flatten()
-        if flat.device.type == "cuda":
-            flat = flat.clamp(0, len(self.adlp) - 1)  # an index outside was counted, and must not fault
-        total, count = (t.index_select(0, flat) for t in (self.adlp.total, self.adlp.count))
-        return (total / count).view(index.shape)
-
-    def _race(self, n: int, epoch: int, first: int, rows: int) -> "_Race | None":
+    def _race(self, n: int, epoch: int, first: int, rows: int) -> Race | None:
         """How many of ``n`` candidates the batches from ``first`` on keep, and how; None if all."""
         k = max(min(2, n), math.floor(self.alpha * n + 1e-6))
         if epoch < self.full_epochs or k == n:
             return None
         ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
         s_max = self.s_min + ramp * (self.s_max - self.s_min)
-        return _Race(k, self.s_min, s_max, self._noise(epoch, first, rows)[:, :n])
+        return Race(k, self.s_min, s_max, self._noise(epoch, first, rows)[:, :n])
 
     def _noise(self, epoch: int, first: int, rows: int) -> Tensor:
         """Exp(1), ``[rows, batch_size]``, for the batches from ``first`` on; drawn alike for all devices."""
