@@ -54,10 +54,10 @@ class GradientWatch:
         self._version = 0  # that it has unless something but a backward pass changed it
         self._steps = 0  # of optimizers, at the start; -1 if only clearing can change the gradient
         self._counts = True  # whether the version tells
+        self._added = False  # whether a backward pass added to what is left
         self._nonzero: Tensor | None = None  # whether it had a value whenever a backward pass added to it
-        self._made: tuple[Tensor, int, Tensor] | None = (
-            None  # by the last backward pass: with version, and a copy
-        )
+        # What the last backward pass made: the gradient, its version, a copy.
+        self._made: tuple[Tensor, int, Tensor] | None = None
         self._open = clips  # whether a first pass may come
         self._handles: list[Any] = []
         if clips:
@@ -77,7 +77,7 @@ class GradientWatch:
         self._made, self._open = None, self._clips
         self._left = None if p is None or self._is_capturing() else p.grad
         if self._left is not None:
-            self._version, self._nonzero = self._left._version, None
+            self._version, self._nonzero, self._added = self._left._version, None, False
             self._steps = -1 if in_closure else guards.steps()
             self._counts = owns_its_memory(self._left)  # else other gradients move its version too
 
@@ -96,7 +96,7 @@ class GradientWatch:
             return
         p = self._probe
         grad = p.grad if p is not None and p.requires_grad else None  # a frozen one takes no part
-        if left is not None and grad is left and not self._was_cleared(left):
+        if left is not None and grad is left and self._is_still_there(left):
             nonzero = local(left).any() if self._nonzero is None else self._nonzero
             if nonzero:
                 cause = "the closure did not clear the gradients: " if self._steps < 0 else ""
@@ -116,13 +116,14 @@ class GradientWatch:
             self._probe = p
             for handle in self._handles:
                 handle.remove()
-            self._handles = [p.register_hook(_hook(self, GradientWatch._before))]
-            if self._clips:
-                self._handles.append(p.register_post_accumulate_grad_hook(_hook(self, GradientWatch._after)))
+            self._handles = [
+                p.register_hook(_hook(self, GradientWatch._before)),
+                p.register_post_accumulate_grad_hook(_hook(self, GradientWatch._after)),
+            ]
         return p
 
     def _before(self, _: Tensor) -> None:
-        """A backward pass is going to add to the gradient."""
+        """A backward pass is going to add to the gradient, or only to compute it (torch.autograd.grad)."""
         left = self._left
         if left is None:
             return
@@ -131,7 +132,11 @@ class GradientWatch:
             return
         nonzero = left.any()
         self._nonzero = nonzero if self._nonzero is None else self._nonzero & nonzero
-        self._version = left._version + 1
+
+    def _is_still_there(self, left: Tensor) -> bool:
+        """Unless it was cleared, or the loop wrote another gradient in its place."""
+        moved = left._version > self._version + self._unheard
+        return not self._was_cleared(left) and (self._added or not moved)
 
     def _was_cleared(self, left: Tensor) -> bool:
         """In place: nothing else writes to it after a step, or in a closure before its backward pass."""
@@ -139,6 +144,10 @@ class GradientWatch:
         return self._counts and moved and guards.steps() != self._steps
 
     def _after(self, p: Tensor) -> None:
+        """A backward pass has added to the gradient."""
+        left = self._left
+        if left is not None and p.grad is left:
+            self._version, self._added = left._version, True
         if self._open and p.grad is not None:
             self._made = (p.grad, p.grad._version, p.grad.detach().clone())
 

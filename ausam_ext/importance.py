@@ -20,12 +20,12 @@ class Race(NamedTuple):
 
 def columns(adlp: ADLP, index: Tensor) -> tuple[Tensor, ...]:
     """What the table holds of these samples, for :func:`scores`; later visits change the table."""
-    return adlp.total.index_select(0, index), adlp.count.index_select(0, index)
+    return tuple(t.index_select(0, index) for t in (adlp.total, adlp.count, adlp.tried))
 
 
-def scores(total: Tensor, count: Tensor) -> Tensor:
-    """Mean DLP (Eq. 6), NaN where never visited."""
-    return total / count
+def scores(total: Tensor, count: Tensor, tried: Tensor) -> Tensor:
+    """As :func:`ausam_ext.ops.adlp_sample` has them (Eq. 6): NaN where never visited, 0 where only tried."""
+    return (total / count).where((count != 0) | (tried == 0), 0)
 
 
 class Choice:

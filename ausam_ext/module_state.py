@@ -82,7 +82,7 @@ class ModuleState:
         return len(now) == len(self._buffers) and all(map(is_, now, self._buffers))
 
     def _find(self) -> None:
-        compiling = torch.compiler.is_compiling()
+        compiling, kind = torch.compiler.is_compiling(), self._params[0].device.type
         self._places = [(m._buffers, dict(m._buffers.items())) for m in self.modules]
         self._buffers = [t for _, buffers in self._places for t in buffers.values()]
         self._trained = [p.requires_grad for p in self._params]
@@ -101,7 +101,8 @@ class ModuleState:
             if not (compiling or is_sharded(stored)):
                 self._stored.append(stored)
                 self._memory.append(t)
-            if t.nbytes <= _SMALL or (compiling and key[1]):
+            # What is of another kind of device than the weights does not go into one call with them.
+            if (t.nbytes <= _SMALL and t.device.type == kind) or (compiling and key[1]):
                 self._small.append((key, t))
             elif not compiling:
                 if key not in self._large:
@@ -213,12 +214,18 @@ def _warn(what: str) -> None:
 
 
 def _memory(t: Tensor) -> Tensor | None:
-    """The part of ``t`` that lies in this process; None if it has no memory or none of a dense tensor."""
+    """The part of ``t`` that lies in this process; None if it has no memory that can be written to."""
     if type(t) not in _PLAIN:
         t = t if is_lazy(t) else local(t)
         if is_lazy(t) or is_traceable_wrapper_subclass(t):
             return None
-    return t.detach() if t.layout is torch.strided and t.device.type != "meta" else None
+    if t.layout is not torch.strided or t.device.type == "meta":
+        return None
+    if not torch.compiler.is_compiling() and t.is_inference():
+        return None
+    if any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
+        return None  # expanded
+    return t.detach()
 
 
 def _mark(t: Tensor) -> tuple[int, int]:

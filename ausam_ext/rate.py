@@ -142,3 +142,13 @@ def _mean_change(values: list[float]) -> float:
     changes = [(b - a) / a if a else 0.0 for a, b in pairwise(values)]
     mean = sum(c for c in changes if math.isfinite(c)) / len(changes)
     return min(max(mean, -1.0), 1.0)
+
+
+def samples_of(rate: float, samples: float, window: int, max_rate: float) -> float:
+    """``initial_samples`` for an ``initial_rate``, beside which ``samples`` must be what it is by default."""
+    if samples != 1:
+        raise ValueError(f"initial_rate: expected None beside initial_samples={samples}, got {rate}")
+    low = 1 / window
+    accepted = f"a number from 1 / window = {low:g} to max_rate = {max_rate:g}"
+    checks.number("initial_rate", rate, accepted, lambda v: low <= v <= max_rate)
+    return round(float(rate) * window, 9)  # so that 0.58 * 50 is 29

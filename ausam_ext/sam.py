@@ -63,6 +63,7 @@ class SAM:
         overflow: with a ``scaler``, whether a gradient of the last step overflowed in either pass; 0-d bool.
     """
 
+    _method = "SAM"
     _keeps_difference = False  # of the gradients of both passes, which a clip between them would spoil
 
     @arguments.explained
@@ -139,7 +140,7 @@ class SAM:
         weights, grads, places = self._merged(places)
         backups = self._backups.of(places, weights)
         state, copies = self._state.before()
-        moved, kept = False, {}
+        moved, kept = False, []
         try:
             if not torch.compiler.is_compiling():
                 mark_unwritten(backups)
@@ -160,9 +161,10 @@ class SAM:
             drop_gathered(self._gatherers)
             _drop_casts()
             self._state.after()
-        new = [p.grad for p in self._params if p.grad is not None and p.requires_grad]
+        new = [p.grad for p in self._params if p.requires_grad and p.grad is not None]
         if kept:
-            new = [p.grad for p in self._params if p.grad is not None and p.grad._version != kept.get(p)]
+            untouched = {id(grad) for grad, version in kept if grad._version == version}
+            new = [grad for grad in new if id(grad) not in untouched]
         if not new:
             raise RuntimeError("perturbed(): no backward() ran inside; without it there is no SAM gradient")
         if self.scaler is not None:
@@ -207,7 +209,7 @@ class SAM:
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing but its kind: SAM keeps nothing from step to step. So that it can be saved as VSAM can."""
-        return {"version": _VERSION, "method": "SAM"}
+        return {"version": _VERSION, "method": self._method}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`.
@@ -219,9 +221,9 @@ class SAM:
         checks.version(state, _VERSION)
 
     def _check_method(self, state: dict[str, Any]) -> None:
-        method, mine = state.get("method", "VSAM"), type(self).__name__
-        if method != mine:
-            raise ValueError(f"method: expected a state of {mine}, got one of {method}")
+        method = state.get("method", "VSAM")
+        if method != self._method:
+            raise ValueError(f"method: expected a state of {self._method}, got one of {method}")
 
     def __repr__(self) -> str:
         shown = {"rho": self.rho, "adaptive": self.adaptive, "maximize": self.maximize}
@@ -313,9 +315,9 @@ class SAM:
             ops.perturb_(w, g, b, rho, norm=norm.to(w[0].device), **how)
         return norm
 
-    def _clear(self) -> dict[nn.Parameter, int]:
-        """Clears the gradients; returns the version of each that is a part of a larger tensor, and stays one:
-        an optimizer may have that."""
+    def _clear(self) -> list[tuple[Tensor, int]]:
+        """Clears the gradients; returns those that are parts of a larger tensor, which an optimizer may have,
+        and stay so, with their versions."""
         kept, compiling = [], torch.compiler.is_compiling()
         for p in self._params:
             grad = p.grad
@@ -325,8 +327,8 @@ class SAM:
                 p.grad = None
             else:
                 grad.detach().zero_()
-                kept.append((p, grad))
-        return {p: grad._version for p, grad in kept}  # now, as parts of one tensor count together
+                kept.append(grad)
+        return [(grad, grad._version) for grad in kept]  # now, as parts of one tensor count together
 
     def _leave(self) -> None:
         """``.grad`` holds what the optimizer is to use."""

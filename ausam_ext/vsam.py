@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import arguments, checks, guards, ops
 from .copies import Copies
-from .rate import RateController
+from .rate import RateController, samples_of
 from .sam import SAM, Closure
 from .sharding import everyones, global_norm, groups_of, is_sharded
 
@@ -43,7 +43,13 @@ class VSAM(SAM):
         model, rho, params, maximize, groups, scaler: as for :class:`SAM`. The PSF is of ``params``; the other
             weights get their own gradient in steps with one pass. With a ``scaler``, call its ``unscale_``
             after :meth:`reuse_`; the PSF is kept unscaled, and one that overflowed is not reused.
-        alpha, window, slices, max_rate, initial_samples: as for :class:`RateController`.
+        alpha, window, slices, max_rate, initial_samples: as for :class:`RateController`. The rate moves by a
+            few percent in a window of 50 iterations; with ``alpha=0`` it stays as it is.
+        initial_rate: the rate to start from, in place of ``initial_samples = initial_rate * window``. Runs of
+            up to some thousand iterations stay near it; the papers' runs have 0.3 to 0.43 on average.
+        bounded: reuse no more of the PSF than there is of the gradient: times ``min(1, ||g|| / ||g at the
+            sample||)``, with norms over all parameters that have a PSF. (Eq. 17 adds it whole, which can make
+            a run diverge whose gradients vary much in size, as without normalisation layers.)
         gamma: decay of the reused PSF per iteration (Eq. 17), from 0 (vSAM-A: no reuse) to 1.
         warmup_steps: iterations at the start that all take the second pass; the papers use three epochs.
         max_reuse: iterations after a sample that reuse its PSF; later ones are plain SGD.
@@ -55,6 +61,7 @@ class VSAM(SAM):
         sampled: whether the last iteration took the second pass; None before the first.
     """
 
+    _method = "VSAM"
     _keeps_difference = True
 
     @arguments.explained
@@ -73,13 +80,18 @@ class VSAM(SAM):
         max_reuse: int = 6,
         norm_params: int | None = 10,
         seed: int = 0,
+        bounded: bool = False,
+        initial_rate: float | None = None,
         params: Iterable[nn.Parameter] | None = None,
         maximize: bool = False,
         groups: Sequence[dict[str, Any]] = (),
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__(model, rho, params=params, maximize=maximize, groups=groups, scaler=scaler)
+        if initial_rate is not None:
+            initial_samples = samples_of(initial_rate, initial_samples, window, max_rate)
         self._controller = RateController(window, slices, alpha, max_rate, initial_samples)
+        self.bounded = checks.flag("bounded", bounded)
         self.gamma = checks.number("gamma", gamma, "a number from 0 to 1", lambda v: 0 <= v <= 1)
         self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
         self.max_reuse = checks.integer("max_reuse", max_reuse, 0)
@@ -100,6 +112,8 @@ class VSAM(SAM):
         # Always float32: a checkpoint that is loaded in place keeps the dtype of where it goes.
         self._decay = torch.zeros((), dtype=torch.float32, device="cpu")
         self._norms: tuple[Tensor, Tensor] | None = None  # ||PSF||, ||g_SGD|| of the last sample
+        # ||g_SGD|| of the last sample over all that have a PSF, unscaled; 0 if it is not known.
+        self._limit = torch.zeros((), dtype=torch.float64, device="cpu")
         self._generator = torch.Generator("cpu").manual_seed(checks.integer("seed", seed, 0))
         self._arguments = {
             "rho": self.rho,
@@ -109,6 +123,7 @@ class VSAM(SAM):
             "slices": slices,
             "max_rate": max_rate,
             "initial_samples": initial_samples,
+            "bounded": self.bounded,
             "warmup_steps": warmup_steps,
             "max_reuse": max_reuse,
             "norm_params": norm_params,
@@ -182,7 +197,7 @@ class VSAM(SAM):
                 self._psf[i] = psf
         self._end(sampled=True)
 
-    def _clear(self) -> dict[nn.Parameter, int]:
+    def _clear(self) -> list[tuple[Tensor, int]]:
         """Keeps the gradients of the first pass, which become the PSF."""
         places = [i for i, p in enumerate(self._perturbed) if p.requires_grad and p.grad is not None]
         grads: list[Tensor] = [self._perturbed[i].grad for i in places]  # type: ignore[misc]
@@ -199,21 +214,27 @@ class VSAM(SAM):
         old, new = self._local(psf), self._local(grads)
         if self._sharded:
             sgd_norm = global_norm(psf[-n:])
+            limit = global_norm(psf) if self.bounded else sgd_norm
             ops.psf_capture_(old, new)
             psf_norm, whole = global_norm(psf[-n:]), global_norm(psf)
         else:
             # In two calls for the norms over all, at no cost of memory traffic.
             psf_norm, sgd_norm = ops.psf_capture_(old[-n:], new[-n:])
-            whole = psf_norm
+            whole, limit = psf_norm, sgd_norm
             if len(old) > n:
-                whole = whole + ops.psf_capture_(old[:-n], new[:-n])[0].to(psf_norm)
+                others = [norm.to(psf_norm) for norm in ops.psf_capture_(old[:-n], new[:-n])]
+                whole = whole + others[0]
+                if self.bounded:
+                    limit = limit.hypot(others[1])
         if self.scaler is not None:
             unscale = self.scaler.scale(torch.ones_like(psf_norm)).reciprocal()
-            psf_norm, sgd_norm = psf_norm * unscale, sgd_norm * unscale
+            psf_norm, sgd_norm, limit = psf_norm * unscale, sgd_norm * unscale, limit * unscale
             for device in dict.fromkeys(t.device for t in old):
                 torch._foreach_mul_([t for t in old if t.device == device], unscale.to(device))
         self._decay = whole.isfinite().float()
         self._norms = psf_norm, sgd_norm
+        if self.bounded:
+            self._limit = limit.double()
 
     def reuse_(self) -> None:
         """Adds the decayed PSF, if there is one, to ``.grad`` (Eq. 17); ends the iteration as not sampled."""
@@ -235,8 +256,16 @@ class VSAM(SAM):
         if pairs and self.gamma > 0 and (capturing or self._age < self.max_reuse):
             self._decay.mul_(self.gamma)
             scale = self._decay if self.scaler is None else self.scaler.scale(self._decay)
-            grads, psf = self._local([g for g, _ in pairs]), self._local([psf for _, psf in pairs])
-            ops.psf_reuse_(grads, psf, scale.to(grads[0].device))
+            whole = [g for g, _ in pairs]
+            grads, psf = self._local(whole), self._local([psf for _, psf in pairs])
+            scale, limit = scale.to(grads[0].device), None
+            if self.bounded:
+                limit = self._limit if self.scaler is None else self.scaler.scale(self._limit)
+                limit = limit.to(grads[0].device)
+                if self._sharded:
+                    share = global_norm(whole) / limit
+                    scale, limit = scale * share.where(share < 1, 1).to(scale), None
+            ops.psf_reuse_(grads, psf, scale, limit=limit)
         self._leave()
         self._end(sampled=False)
 
@@ -321,7 +350,7 @@ class VSAM(SAM):
         self._count()
         return {
             "version": _VERSION,
-            "method": "VSAM",
+            "method": self._method,
             "progress": [self._iteration, self._step, self._taken, self._age],
             "sampled": self.sampled,
             "decision": self._decision,
@@ -330,6 +359,7 @@ class VSAM(SAM):
                 _empty(p) if psf is None else psf for psf, p in zip(self._psf, self._perturbed, strict=True)
             ],
             "decay": self._decay,
+            "limit": self._limit,
             "controller": self._controller.state_dict(),
             "generator": self._generator.get_state(),
         }
@@ -370,6 +400,8 @@ class VSAM(SAM):
             self._psf[i].copy_(psf[i])  # type: ignore[union-attr]
         device = next((psf.device for psf in reversed(self._psf) if psf is not None), "cpu")
         self._decay = decay.to(device, torch.float32, copy=True)
+        limit = state.get("limit", torch.zeros(()))  # older states have none
+        self._limit = limit.to(device, torch.float64, copy=True)
 
 
 def _empty(p: nn.Parameter) -> Tensor:

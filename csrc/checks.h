@@ -22,17 +22,23 @@ inline void check_like(const Tensor& t, const Tensor& like, const char* what) {
 }
 
 inline void check_table(const Tensor& total, const Tensor& count, const Tensor& index,
-                        const std::optional<Tensor>& invalid) {
+                        const std::optional<Tensor>& invalid, const std::optional<Tensor>& tried) {
   STD_TORCH_CHECK(is_table(total.scalar_type()) && total.dim() == 1, "total: one float dimension");
   STD_TORCH_CHECK(count.scalar_type() == ScalarType::Int && same_shape(count, total),
                   "count: int32 of the shape of total");
   STD_TORCH_CHECK(is_index(index.scalar_type()), "index: int32 or int64");
   check_same_device(count, total, "count");
   check_same_device(index, total, "index");
-  if (!invalid) return;
-  STD_TORCH_CHECK(invalid->scalar_type() == ScalarType::Int && invalid->dim() == 0,
-                  "invalid: int32 of no dimension");
-  check_same_device(*invalid, total, "invalid");
+  if (invalid) {
+    STD_TORCH_CHECK(invalid->scalar_type() == ScalarType::Int && invalid->dim() == 0,
+                    "invalid: int32 of no dimension");
+    check_same_device(*invalid, total, "invalid");
+  }
+  if (tried) {
+    STD_TORCH_CHECK(tried->scalar_type() == ScalarType::Byte && same_shape(*tried, total),
+                    "tried: uint8 of the shape of total");
+    check_same_device(*tried, total, "tried");
+  }
 }
 
 inline void check_visits(const Tensor& total, const Tensor& index, const Tensor& loss,
@@ -94,6 +100,11 @@ inline void check_perturb(const std::vector<Tensor>& params, const std::vector<T
   if (!norm) return;
   STD_TORCH_CHECK(is_table(norm->scalar_type()) && norm->dim() == 0, "norm: one float");
   if (!params.empty()) check_same_device(*norm, params[0], "norm");
+}
+
+inline void check_scalar(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(is_table(t.scalar_type()) && t.dim() == 0, what,
+                  ": float32 or float64 of no dimension");
 }
 
 inline void check_norm_last(const std::optional<int64_t>& norm_last, size_t tensors) {

@@ -30,8 +30,8 @@ ARGUMENTS = {
     SAM.backward: "self, closure, *, same_masks=False, per_process=False",
     VSAM: (
         "model, rho=0.05, *, alpha=0.1, gamma=0.9, window=50, slices=5, max_rate=0.8, initial_samples=1, "
-        "warmup_steps, max_reuse=6, norm_params=10, seed=0, params=None, maximize=False, groups=(), "
-        "scaler=None"
+        "warmup_steps, max_reuse=6, norm_params=10, seed=0, bounded=False, initial_rate=None, params=None, "
+        "maximize=False, groups=(), scaler=None"
     ),
     VSAM.perturbed: "self",
     VSAM.decide: "self",
@@ -42,15 +42,15 @@ ARGUMENTS = {
     RateController.update: "self",
     # The operators
     ops.dlp: "loss, loss_perturbed",
-    ops.adlp_update_: "total, count, index, loss, loss_perturbed, *, invalid=None",
+    ops.adlp_update_: "total, count, index, loss, loss_perturbed, *, invalid=None, tried=None",
     ops.subset_sample: f"scores, k, *, s_min=0.1, s_max=1.0, {NOISE}",
-    ops.adlp_sample: f"total, count, index, k, *, s_min=0.1, s_max=1.0, {NOISE}, invalid=None",
+    ops.adlp_sample: f"total, count, index, k, *, s_min=0.1, s_max=1.0, {NOISE}, invalid=None, tried=None",
     ops.subset_weights: "scores, positions, noise, *, s_min=0.1, s_max=1.0",
     ops.sliced_variance: "norms, slices",
     ops.perturb_: "params, grads, backups, rho, *, adaptive=False, maximize=False, norm=None",
     ops.restore_: "params, backups",
     ops.psf_capture_: "psf, grads, *, norm_last=None",
-    ops.psf_reuse_: "grads, psf, scale",
+    ops.psf_reuse_: "grads, psf, scale, *, limit=None",
 }
 
 

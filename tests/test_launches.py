@@ -59,6 +59,11 @@ def lists(call, name, depth, tensors, *rest, dtypes=(torch.float32,)):
     call(name, *made, *rest)
 
 
+def bounded(call, tensors):
+    made = [[torch.randn(3) for _ in range(tensors)] for _ in range(2)]
+    call("psf_reuse_", *made, torch.tensor(0.5), limit=torch.tensor(1e3))
+
+
 MIXED = (torch.float32, torch.bfloat16)
 
 
@@ -82,6 +87,7 @@ MIXED = (torch.float32, torch.bfloat16)
         (3, lists, ("psf_capture_", 2, TABLE + 1)),
         (1, lists, ("psf_reuse_", 2, TABLE, torch.tensor(0.5))),
         (2, lists, ("psf_reuse_", 2, TABLE + 1, torch.tensor(0.5))),
+        (3, bounded, (TABLE,)),  # norm, its end, reuse
     ],
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else None,
 )

@@ -312,6 +312,30 @@ def test_the_first_closure_does_not_clear_what_was_there(sam_of):
         sam_of(model).backward(closure)
 
 
+@pytest.mark.parametrize("write", [lambda p, g: p.grad.copy_(g), lambda p, g: setattr(p, "grad", g)])
+def test_gradients_that_the_loop_writes_itself(sam_of, write):
+    """As torch.autograd.grad() and torch.func give them, into memory that is the same each time."""
+    model, (x, y) = mlp(), batch()
+    sam, params = sam_of(model), list(model.parameters())
+    for p in params:
+        p.grad = torch.zeros_like(p)
+
+    def gradient():
+        gs = torch.autograd.grad(F.cross_entropy(model(x), y), params)
+        for p, g in zip(params, gs, strict=True):
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            write(p, g)
+
+    kept = None
+    for _ in range(3):
+        gradient()
+        with sam.perturbed():
+            gradient()
+        kept = kept or [p.grad.clone() for p in params]
+        assert all(torch.equal(p.grad, g) for p, g in zip(params, kept, strict=True))
+
+
 def test_what_is_added_to_the_gradient_before_the_step(sam_of):
     """A penalty, say, whose gradient is not to be perturbed."""
     model, (x, y) = mlp(), batch()
@@ -364,6 +388,21 @@ def test_vsam_after_a_clip_that_did_nothing_or_an_average_by_hand():
         with vsam.perturbed():
             closure_of(model, x, y)()
             change()
+
+
+def test_vsam_with_hooks_that_clip_both_gradients():
+    """Both passes alike: the PSF is that of what is trained."""
+    model, (x, y) = mlp(), batch()
+    vsam = VSAM(model, warmup_steps=2)
+    for p in model.parameters():
+        p.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+    for _ in range(4):
+        closure_of(model, x, y)()
+        if vsam.decide():
+            with vsam.perturbed():
+                closure_of(model, x, y)()
+        else:
+            vsam.reuse_()
 
 
 def test_sam_after_clipping_the_first_gradient_by_its_norm():

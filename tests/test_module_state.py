@@ -13,6 +13,7 @@ from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 from torch.nn.utils import parametrizations, spectral_norm
 
 from ausam_ext import SAM, VSAM
+from ausam_ext.module_state import ModuleState
 
 LARGE = 20_000  # numbers: too many to be copied in every step
 METHODS = {"SAM": SAM, "VSAM": lambda m, rho: VSAM(m, rho, warmup_steps=4, max_reuse=2)}
@@ -335,3 +336,76 @@ def test_a_sam_that_was_copied_or_pickled_after_a_step():
     for copied in (copy.deepcopy((sam, plain)), pickle.loads(pickle.dumps((sam, plain)))):
         for _ in range(3):
             step(copied[0], copied[0].model, copied[1], torch.randn(16, 6))
+
+
+class Odd(nn.Module):
+    """Buffers that nothing can be written to, beside one that counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("expanded", torch.ones(1, 1).expand(3, 5))
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+        self.register_buffer("nowhere", torch.empty(4, device="meta"))
+        self.register_buffer("empty", torch.empty(0, 3))
+        self.register_buffer("flags", torch.zeros(4, dtype=torch.bool))
+        self.register_buffer("phases", torch.zeros(4, dtype=torch.complex64))
+        self.register_buffer("every_third", torch.zeros(30)[::3])
+        with torch.inference_mode():
+            self.register_buffer("cache", torch.ones(3))
+
+    def forward(self, x):
+        self.calls += 1
+        self.flags.logical_not_()
+        self.phases += x.detach().mean() * 1j
+        self.every_third += 1
+        return x
+
+
+def test_buffers_of_any_kind(backend):
+    model = network(Odd())
+    sam = SAM(model, 0.5)
+    for i in range(4):
+        model.zero_grad()
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(i))
+        model(x).square().mean().backward()
+        changing = ("flags", "phases", "every_third")
+        once = {k: b.clone() for k, b in model.named_buffers() if k.endswith(changing)}
+        with sam.perturbed():
+            model(x).square().mean().backward()
+        assert model[1].calls == i + 1
+        assert all(torch.equal(b, dict(model.named_buffers())[k]) for k, b in once.items())
+
+
+def test_buffers_on_another_kind_of_device_than_the_weights():
+    """They cannot go into one call of an operator with them."""
+    layer = nn.BatchNorm1d(4)
+    state = ModuleState([layer], [nn.Parameter(torch.empty(3, device="meta"))])
+    for step in range(5):
+        layer(torch.randn(8, 4) + step)
+        once = copy.deepcopy(layer.state_dict())
+        assert state.before() == ([], [])
+        layer(torch.randn(8, 4))
+        state.after()
+        assert_same_state(layer.state_dict(), once)
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_lazy_layers(backend, made_before):
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(3))
+    x = torch.randn(16, 6)
+    sams = [make(model, 0.5) for make in METHODS.values()] if made_before else []
+    model(x)
+    for sam in sams or [make(model, 0.5) for make in METHODS.values()]:
+        step(sam, model, copy.deepcopy(model), x)
+
+
+def test_a_model_with_a_sam_is_saved_and_copied_as_ever(tmp_path):
+    model = network(nn.BatchNorm1d(8))
+    sam, plain = twice(model, METHODS["VSAM"])
+    step(sam, model, plain, torch.randn(16, 6))
+    torch.save(model, tmp_path / "model")
+    again = torch.load(tmp_path / "model", weights_only=False)
+    assert_same_state(again.state_dict(), model.state_dict())
+    copied = copy.deepcopy(model)
+    assert all(not p._backward_hooks for p in copied.parameters())

@@ -186,6 +186,32 @@ def test_psf_reuse(backend, dtype, scale):
             assert_error_at_most_twice(g, w + s.to(dtype) * p, w.double() + s.double() * p.double())
 
 
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("limit_dtype", [torch.float32, torch.float64])
+def test_psf_reuse_of_no_more_than_there_is_of_the_gradient(backend, dtype, share, limit_dtype):
+    grads = tensor_list(dtype)
+    psf, whole = like(grads, 1), [g.clone() for g in grads]
+    norm = exact_norm_of([g.double() for g in grads])
+    limit = (norm / share).to(limit_dtype)
+    ops.psf_reuse_(grads, psf, 0.7, limit=limit)
+    scale = 0.7 * (norm / limit.double()).clamp(max=1)
+    for g, p, before in zip(grads, psf, whole, strict=True):
+        size = before.double().abs() + scale * p.double().abs()
+        error = (g.double() - (before.double() + scale * p.double())).abs()
+        assert (error <= (2 * torch.finfo(dtype).eps + 4e-15) * size).all()  # and that of the norm in float64
+
+
+@pytest.mark.parametrize("limit", [0.0, NAN])
+def test_psf_reuse_without_a_known_limit_adds_all(backend, limit):
+    grads = tensor_list(torch.float32)
+    psf, whole = like(grads, 1), [g.clone() for g in grads]
+    ops.psf_reuse_(grads, psf, 0.7, limit=torch.tensor(limit))
+    ops.psf_reuse_(whole, psf, 0.7)
+    assert all(same_bits(a, b) for a, b in zip(grads, whole, strict=True))
+    ops.psf_reuse_([], [], 0.7, limit=torch.tensor(limit))
+
+
 def test_psf_reuse_with_scale_zero_changes_no_bit(backend):
     grads = [torch.tensor([-0.0, 1.0, 2.0])]
     before = grads[0].clone()

@@ -246,3 +246,111 @@ def test_batchnorm_counts_first_passes():
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         VSAM(mlp(), **{"warmup_steps": 0, **arguments})
+
+
+def vsam_of(model, **kwargs):
+    return VSAM(model, 0.3, warmup_steps=1, gamma=0.5, **kwargs)  # whose powers are exact
+
+
+@pytest.mark.parametrize("norm_params", [2, None])
+@pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
+def test_a_bounded_reuse_is_in_proportion_to_the_gradient(backend, size, norm_params):
+    """g + gamma^age * min(1, ||g|| / ||g at the sample||) * PSF, with both norms over all weights."""
+    model, (x, y) = mlp(torch.float64), batch(dtype=torch.float64)
+    vsam = vsam_of(model, bounded=True, norm_params=norm_params)
+    first, second = passes(model, x, y)
+    assert vsam.backward(closure_of(model, x, y))[1] is not None
+    for age in (1, 2, 3):
+
+        def closure():
+            model.zero_grad()
+            loss = size * F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        assert vsam.backward(closure)[1] is None
+        scale = 0.5**age * min(size, 1.0)
+        for p, g, s in zip(model.parameters(), first, second, strict=True):
+            torch.testing.assert_close(p.grad, size * g + scale * (s - g), rtol=1e-6, atol=1e-12)
+
+
+def passes(model, x, y):
+    """Gradients of both passes of SAM at the weights as they are."""
+    closure_of(model, x, y)()
+    first = grads(model)
+    with SAM(model, 0.3).perturbed():
+        closure_of(model, x, y)()
+    second = grads(model)
+    model.zero_grad()
+    return first, second
+
+
+def test_a_bounded_reuse_does_not_depend_on_the_scale_of_the_losses():
+    runs, (x, y) = [], batch(dtype=torch.float64)
+    for enabled in (False, True):
+        model = mlp(torch.float64)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1, enabled=enabled)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        vsam = VSAM(model, 0.3, warmup_steps=2, scaler=scaler, bounded=True)
+
+        def closure(model=model, scaler=scaler):
+            model.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            return loss
+
+        for _ in range(7):  # the scale doubles in each
+            vsam.backward(closure)
+            scaler.step(optimizer)
+            scaler.update()
+        runs.append(list(model.parameters()))
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_bounded_reuse_goes_on_from_a_checkpoint(backend):
+    a, b = mlp(), mlp()
+    whole, first = (vsam_of(m, bounded=True) for m in (a, b))
+    run(a, whole, 3)
+    run(b, first, 3)
+    again = vsam_of(b, bounded=True)
+    again.load_state_dict(
+        {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in first.state_dict().items()}
+    )
+    for vsam, model in ((whole, a), (again, b)):
+        vsam.backward(closure_of(model, *batch(seed=9)))
+    assert equal(grads(a), grads(b))
+    older = {k: v for k, v in first.state_dict().items() if k != "limit"}
+    again.load_state_dict(older)  # saved before there was a limit: none is known
+    again.backward(closure_of(b, *batch(seed=9)))
+    plain = vsam_of(b)
+    plain.load_state_dict(older)
+    expected = grads(b)
+    plain.backward(closure_of(b, *batch(seed=9)))
+    assert equal(grads(b), expected)
+
+
+@pytest.mark.parametrize(
+    ("rate", "window", "samples"), [(0.34, 50, 17), (0.58, 50, 29), (0.02, 50, 1), (0.1, 30, 3)]
+)
+def test_the_rate_to_start_from(rate, window, samples):
+    model = mlp()
+    vsam = VSAM(model, warmup_steps=0, window=window, initial_rate=rate, alpha=0.0)
+    assert vsam.controller.s == samples
+    assert sum(run(model, vsam, window)) == samples
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"initial_rate": 0.01}, "initial_rate: .*from 1 / window = 0.02 to max_rate = 0.8, got 0.01"),
+        ({"initial_rate": 0.9}, "initial_rate: .*got 0.9"),
+        (
+            {"initial_rate": 0.3, "initial_samples": 10},
+            "initial_rate: expected None beside initial_samples=10",
+        ),
+    ],
+)
+def test_rates_that_cannot_be_started_from(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VSAM(mlp(), warmup_steps=0, **arguments)

@@ -1,6 +1,7 @@
 // The sharpness part of SAM's gradient, PSF = g_SAM - g_SGD (vSAM Eq. 5, 11), and its reuse
 // (Eq. 17).
 #include <cmath>
+#include <numeric>
 
 #include "chunks.h"
 #include "simd.h"
@@ -65,19 +66,46 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
   return {scalar(std::sqrt(sum.psf), type), scalar(std::sqrt(sum.sgd), type)};
 }
 
-// grads += scale * psf. A scale of 0 touches nothing, also where psf is not finite.
-void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor& scale) {
+double value_of(const Tensor& t, const char* what) {
+  check_scalar(t, what);
+  STD_TORCH_CHECK(t.is_cpu(), what, ": on the CPU");
+  return dispatch_table(t.scalar_type(), [&](auto x) {
+    return static_cast<double>(*static_cast<const decltype(x)*>(t.data_ptr()));
+  });
+}
+
+template <class T>
+AUSAM_SIMD double squares(const T* x, int64_t begin, int64_t end) {
+  return sum_of_squares(begin, end, [=](int64_t i) { return static_cast<acc_t<T>>(x[i]); });
+}
+
+double norm_of(const DenseList& list, const std::vector<Chunk>& chunks) {
+  std::vector<double> partial(chunks.size());
+  for_each_chunk(chunks, [&](int64_t c) {
+    auto [i, begin, end] = chunks[c];
+    dispatch_floating(list[i].scalar_type(), [&, i = i, begin = begin, end = end](auto t) {
+      partial[c] = squares(list.data<const decltype(t)>(i), begin, end);
+    });
+  });
+  return std::sqrt(std::accumulate(partial.begin(), partial.end(), 0.0));
+}
+
+// grads += scale * psf, with a scale that is multiplied by min(1, ||grads|| / limit). A scale of 0
+// touches nothing, also where psf is not finite.
+void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor& scale,
+                std::optional<Tensor> limit) {
   check_floating(grads, "psf_reuse_: grads");
   check_pairs(grads, psf, "psf_reuse_: grads and psf");
-  STD_TORCH_CHECK(is_table(scale.scalar_type()) && scale.dim() == 0 && scale.is_cpu(),
-                  "psf_reuse_: scale: float32 or float64 of no dimension, on the CPU");
-  double factor = dispatch_table(scale.scalar_type(), [&](auto t) {
-    return static_cast<double>(*static_cast<const decltype(t)*>(scale.data_ptr()));
-  });
+  double factor = value_of(scale, "psf_reuse_: scale");
+  double most = limit ? value_of(*limit, "psf_reuse_: limit") : 0;
   if (factor == 0) return;
   NoGrad no_grad;
   DenseList g(grads), p(psf, g);
   auto chunks = cut(g.tensors());
+  if (limit) {
+    double share = norm_of(g, chunks) / most;
+    if (share < 1) factor *= share;
+  }
   for_each_chunk(chunks, [&](int64_t c) {
     auto [i, begin, end] = chunks[c];
     dispatch_floating(g[i].scalar_type(), [&, i = i, begin = begin, end = end](auto t) {

@@ -1,5 +1,5 @@
 // Launchers of psf_capture_ and psf_reuse_.
-#include "list.h"
+#include "norm.h"
 #include "psf.cuh"
 
 namespace ausam::cuda {
@@ -66,20 +66,37 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
   return {psf_norm, sgd_norm};
 }
 
-void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor& scale) {
+// scale * min(1, ||grads|| / limit), on the first device
+Tensor bounded(const Tensor& scale, const Tensor& limit, const DenseList& g,
+               const std::vector<OnDevice>& devices) {
+  const Tensor& first = g[devices[0].groups[0].members[0]];
+  Tensor sums = squared_norms_of(g, g, devices, false);
+  Tensor most = doubles(first, 1), result = doubles(first, 1);
+  torch::stable::copy_(most, limit);
+  torch::stable::copy_(result, scale);
+  DeviceOf(first).launch(bound, 1, kListThreads, kScratch, data(sums), sums.numel(), data(most),
+                         data(result));
+  return result;
+}
+
+void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor& given_scale,
+                std::optional<Tensor> limit) {
   check_floating(grads, "psf_reuse_: grads");
   check_pairs(grads, psf, "psf_reuse_: grads and psf");
-  STD_TORCH_CHECK(is_table(scale.scalar_type()) && scale.dim() == 0,
-                  "psf_reuse_: scale: float32 or float64 of no dimension");
+  check_scalar(given_scale, "psf_reuse_: scale");
+  if (limit) check_scalar(*limit, "psf_reuse_: limit");
   NoGrad no_grad;
   DenseList g(grads), p(psf, g);
+  auto devices = by_device(g.tensors());
+  if (devices.empty()) return;
+  Tensor scale = limit ? bounded(given_scale, *limit, g, devices) : given_scale;
   dispatch_table(scale.scalar_type(), [&](auto s) {
     using S = decltype(s);
     // A scale on the host travels in the kernel's arguments.
     bool on_device = scale.is_cuda();
     STD_TORCH_CHECK(on_device || scale.is_cpu(), "psf_reuse_: scale: on the CPU or a CUDA device");
     double given = on_device ? 0 : static_cast<double>(*static_cast<const S*>(scale.data_ptr()));
-    for (auto& d : by_device(g.tensors())) {
+    for (auto& d : devices) {
       const Tensor& here = g[d.groups[0].members[0]];
       DeviceOf device(here);
       Tensor local = on_device ? beside(scale, here) : scale;

@@ -35,6 +35,13 @@ __global__ void capture(const __grid_constant__ List<2> list, int norm_from, dou
   sgd_partial[blockIdx.x] = sgd_sum;
 }
 
+// scale *= min(1, norm / limit), with the norm from the parts of its square; whole where the limit
+// is 0 or a value is not a number. One block.
+__global__ void bound(const double* sums, int64_t n, const double* limit, double* scale) {
+  double share = sqrt(sum_of(sums, n)) / *limit;
+  if (threadIdx.x == 0 && share < 1) *scale *= share;
+}
+
 // grad += scale * psf. A scale of 0 touches nothing, also where psf is not finite; `list`: grad,
 // psf
 template <class T, class A, class S>
