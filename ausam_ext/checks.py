@@ -157,6 +157,10 @@ def _sample(name: str, rows: Tensor, k: Any, s_min: Any, s_max: Any, noise: Any)
     if rows.dim() == 0:
         raise ValueError(f"{name}: expected at least one dimension, got shape ()")
     integer("k", k, 1, rows.shape[-1], f"the last dimension of {name},")
+    _race(name, rows, s_min, s_max, noise)
+
+
+def _race(name: str, rows: Tensor, s_min: Any, s_max: Any, noise: Any) -> None:
     weight_bounds(s_min, s_max)
     if noise is not None:
         e = tensor("noise", noise, [torch.float32])
@@ -166,6 +170,27 @@ def _sample(name: str, rows: Tensor, k: Any, s_min: Any, s_max: Any, noise: Any)
 
 def subset_sample(scores: Any, k: Any, *, s_min: Any, s_max: Any, noise: Any = None) -> None:
     _sample("scores", tensor("scores", scores, TABLE), k, s_min, s_max, noise)
+
+
+def subset_weights(scores: Any, positions: Any, noise: Any, *, s_min: Any, s_max: Any) -> None:
+    g, p = tensor("scores", scores, TABLE), tensor("positions", positions, [torch.int64])
+    e = tensor("noise", noise, [torch.float32])
+    if g.dim() == 0:
+        raise ValueError("scores: expected at least one dimension, got shape ()")
+    n = g.shape[-1]
+    if p.dim() != g.dim() or p.shape[:-1] != g.shape[:-1] or not 1 <= p.shape[-1] <= n:
+        raise ValueError(
+            f"positions: expected from 1 to {n} for each row of scores, {tuple(g.shape)}, "
+            f"got shape {tuple(p.shape)}"
+        )
+    same_device("positions", p, "scores", g)
+    _race("scores", g, s_min, s_max, e)
+    if p.device.type == "cpu" and not isinstance(p, FakeTensor) and p.numel():
+        wrong = p[(p < 0) | (p >= n)]
+        if wrong.numel():
+            raise IndexError(
+                f"positions: {wrong[0].item()} is outside a row of {n} scores; expected 0 <= position < {n}"
+            )
 
 
 def adlp_sample(

@@ -18,6 +18,7 @@ dlp(Tensor loss, Tensor loss_perturbed) -> Tensor
 adlp_update_(Tensor(a!) total, Tensor(b!) count, Tensor index, Tensor loss, Tensor loss_perturbed, *, Tensor(c!)? invalid=None, Tensor(d!)? tried=None) -> ()
 subset_sample(Tensor scores, int k, *, float s_min, float s_max, Tensor noise) -> Tensor
 adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None, Tensor? tried=None) -> Tensor
+subset_weights(Tensor scores, Tensor positions, Tensor noise, *, float s_min, float s_max) -> Tensor
 sliced_variance(Tensor norms, int slices) -> Tensor
 perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, bool maximize=False, Tensor? norm=None) -> Tensor
 restore_(Tensor(a!)[] params, Tensor[] backups) -> ()
@@ -41,6 +42,9 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "adlp_update_": lambda *_, **__: None,
     "subset_sample": lambda scores, k, **_: _positions(scores, k),
     "adlp_sample": lambda total, count, index, k, **_: _positions(index, k),
+    "subset_weights": lambda scores, positions, *_, **__: positions.new_empty(
+        positions.shape, dtype=torch.float32
+    ),
     "sliced_variance": lambda norms, _: norms.new_empty(()),
     "perturb_": lambda params, *_, **__: _scalar(params),
     "restore_": lambda *_: None,

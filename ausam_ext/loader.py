@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from .importance import HandedOut
+
 if TYPE_CHECKING:
     from .sampler import AUSAMBatchSampler
 
@@ -34,12 +36,12 @@ class Batches(Iterator[list[int]]):
         # Not before the first batch is asked for: a DataLoader may make two iterators, and use one.
         self.epoch, self.position = self.sampler.epoch, self.sampler._position
         drawn = self.sampler._begin()
-        for block in self.sampler._plan(self.epoch, self.position):
+        for block, choice in self.sampler._plan(self.epoch, self.position):
             host = block.cpu()  # the one copy to the host in a block
             rows = chain.from_iterable(part.tolist() for part in host.split(_AT_ONCE))
             for i, row in enumerate(rows):
                 if drawn is not None:
-                    drawn.append(block[i])
+                    drawn.append(HandedOut(block[i], choice, i))
                 self.position += 1
                 yield row
         self._ended = True
@@ -87,7 +89,7 @@ class IndexedLoader(Generic[Batch]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Batch]]:
-        sampler, drawn = self.sampler, deque[Tensor]()
+        sampler, drawn = self.sampler, deque[HandedOut]()
         sampler._current = sampler._awaiting = drawn
         try:
             iterator = self._begin()
@@ -116,7 +118,7 @@ class IndexedLoader(Generic[Batch]):
         finally:
             torch.set_rng_state(state)
 
-    def _paired(self, iterator: Iterator[Batch], drawn: deque[Tensor]) -> Iterator[tuple[Tensor, Batch]]:
+    def _paired(self, iterator: Iterator[Batch], drawn: deque[HandedOut]) -> Iterator[tuple[Tensor, Batch]]:
         sampler, most = self.sampler, most_ahead(self.loader)
         for batch in iterator:
             if not 1 <= len(drawn) <= most:
@@ -128,7 +130,8 @@ class IndexedLoader(Generic[Batch]):
                 sampler._awaiting, sampler._restored, sampler._current = None, None, drawn
             sampler._position += 1
             last = sampler._position == len(sampler)
-            yield drawn.popleft(), batch
+            sampler._handed = drawn.popleft()
+            yield sampler._handed.samples, batch
             if sampler._current is not drawn:
                 if last:
                     return

@@ -117,6 +117,40 @@ def subset_sample(
     return call("subset_sample", scores, k, s_min=s_min, s_max=s_max, noise=noise)
 
 
+def subset_weights(
+    scores: Tensor,
+    positions: Tensor,
+    noise: Tensor,
+    *,
+    s_min: float = 0.1,
+    s_max: float = 1.0,
+) -> Tensor:
+    """Importance weights of what :func:`subset_sample` chose with this noise (rank conditioning).
+
+    ``w = (k / K) / (1 - exp(-s / t))``, where ``s`` are the weights of Eq. 8, as :func:`subset_sample` has
+    them, and ``t`` is the largest ``s / noise`` of the row that was not chosen: given ``t``, a sample is
+    chosen with probability ``1 - exp(-s / t)``. The mean over the subset of ``w * f`` is an unbiased estimate
+    of the row's mean of any ``f`` (Cohen and Kaplan, arXiv 0802.3448). 1 where all of a row are chosen. A
+    probability below ``2^-60`` counts as that, so that every weight is finite, whatever the noise.
+
+    Args:
+        scores: ``[..., K]``, float32 or float64 (rounded to float32).
+        positions: ``[..., k]``, int64, ``1 <= k <= K``: what was chosen, in any order.
+        noise: ``[..., K]``, float32: what it was chosen with.
+        s_min, s_max: as in :func:`subset_sample`.
+
+    Returns:
+        ``[..., k]``, float32, above 0, in the order of ``positions``.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: ``s_min`` or ``s_max`` out of range; shapes or devices do not fit.
+        IndexError: on the CPU: a position outside its row. (On CUDA it weighs NaN: to raise would be to
+            synchronise.)
+    """
+    return call("subset_weights", scores, positions, noise, s_min=s_min, s_max=s_max)
+
+
 def adlp_sample(
     total: Tensor,
     count: Tensor,

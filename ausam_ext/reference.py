@@ -13,6 +13,7 @@ from torch import Tensor
 
 _INF = float("inf")
 _MAX = torch.finfo(torch.float32).max
+_LEAST = 2.0**-60  # probability that a weight is taken for; the sum of such weights is finite too
 
 
 def dlp(loss: Tensor, loss_perturbed: Tensor) -> Tensor:
@@ -44,6 +45,14 @@ def adlp_update_(
 
 
 def subset_sample(scores: Tensor, k: int, *, s_min: float, s_max: float, noise: Tensor) -> Tensor:
+    key = _weights(scores, s_min, s_max) / noise
+    key = key.where(key == key, -_INF)
+    ranked = key.sort(dim=-1, descending=True, stable=True).indices
+    return ranked[..., :k].sort(dim=-1).values
+
+
+def _weights(scores: Tensor, s_min: float, s_max: float) -> Tensor:
+    """Eq. 8 over the last dimension."""
     g = scores.to(torch.float32)
     visited = g.isfinite()
     low = g.where(visited, _INF).amin(-1, keepdim=True)
@@ -51,11 +60,21 @@ def subset_sample(scores: Tensor, k: int, *, s_min: float, s_max: float, noise: 
     g = g.where(visited, high)
     # The clamps only matter where a difference overflows.
     ratio = (g - low).clamp(max=_MAX) / (high - low).clamp(max=_MAX)
-    s = ratio.where(low < high, 0) * (s_max - s_min) + s_min
+    return ratio.where(low < high, 0) * (s_max - s_min) + s_min
+
+
+def subset_weights(scores: Tensor, positions: Tensor, noise: Tensor, *, s_min: float, s_max: float) -> Tensor:
+    n, k = scores.shape[-1], positions.shape[-1]
+    s = _weights(scores, s_min, s_max)
     key = s / noise
-    key = key.where(key == key, -_INF)
-    ranked = key.sort(dim=-1, descending=True, stable=True).indices
-    return ranked[..., :k].sort(dim=-1).values
+    inside = (positions >= 0) & (positions < n)
+    kept = positions.new_zeros((*positions.shape[:-1], n + 1), dtype=torch.bool)
+    kept = kept.scatter(-1, positions.where(inside, n), True)[..., :n]
+    # 0, below which no key has a part in the race, where all were kept.
+    t = key.where((key > 0) & ~kept, 0).amax(-1, keepdim=True)
+    p = -torch.expm1(-s.gather(-1, positions.where(inside, 0)) / t)
+    w = (k / n) / p.where(p > _LEAST, _LEAST)
+    return w.where(inside, float("nan"))
 
 
 def adlp_sample(

@@ -5,6 +5,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from . import checks
+from . import checks, ops
 from .adlp import ADLP
+from .importance import Choice, HandedOut, Race, columns, scores
 from .loader import Batch, Batches, IndexedLoader
 from .loader import check as check_loader
 from .permutation import permute
@@ -42,14 +44,16 @@ class AUSAMBatchSampler(Sampler[list[int]]):
     batch, however far workers prefetch. Of a batch of ``n`` samples ``floor(alpha * n + 1e-6)`` are drawn
     without replacement (Eq. 7, 8), but two at least, or BatchNorm would refuse what is left of a short last
     batch (one of a batch of one). ``s_max`` rises linearly from ``s_min`` in epoch 0 to its value in epoch
-    ``warmup_epochs``.
+    ``warmup_epochs``: at the default of 30, a run of 10 epochs ends with 3/10 of the way.
 
     Args:
         adlp: the table; its length is that of the data set.
         batch_size: ``K``, before the choice; with several processes, of each.
         alpha: share that is kept, above 0 and at most 1.
         s_min, s_max: weights of the lowest and the highest score of a batch, ``0 < s_min <= s_max`` (Eq. 8).
-        warmup_epochs: ``E_start``.
+        warmup_epochs: ``E_start``, the first epoch that has ``s_max``: a number of epochs, or, with
+            ``epochs``, a share of the run above 0 and below 1, such as 0.3. Set it for runs of 30 epochs or
+            fewer.
         full_epochs: epochs at the start that keep whole batches, so that every sample has a score.
         shuffle: a new permutation of the data set every epoch; otherwise in order.
         drop_last: leave out the last batch if it is shorter.
@@ -57,6 +61,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         rank, num_replicas: this process and their number; by default those of ``torch.distributed``, if that
             is initialised. Each process gets every ``num_replicas``-th sample; some are repeated to make that
             even.
+        epochs: length of the run, for ``warmup_epochs``; warns if the run is to end before that epoch.
     """
 
     def __init__(
@@ -67,13 +72,14 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         *,
         s_min: float = 0.1,
         s_max: float = 1.0,
-        warmup_epochs: int = 30,
+        warmup_epochs: float = 30,
         full_epochs: int = 1,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
         rank: int | None = None,
         num_replicas: int | None = None,
+        epochs: int | None = None,
     ) -> None:
         if not isinstance(adlp, ADLP):
             raise TypeError(f"adlp: expected an ausam_ext.ADLP, got {type(adlp).__name__}")
@@ -86,7 +92,8 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.alpha = checks.number("alpha", alpha, "a number above 0 and at most 1", lambda v: 0 < v <= 1)
         self.s_min, self.s_max = checks.weight_bounds(s_min, s_max)
-        self.warmup_epochs = checks.integer("warmup_epochs", warmup_epochs, 0)
+        self.epochs = None if epochs is None else checks.integer("epochs", epochs, 1)
+        self.warmup_epochs = self._ramp(warmup_epochs)
         self.full_epochs = checks.integer("full_epochs", full_epochs, 0)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.seed = checks.integer("seed", seed, 0)
@@ -96,13 +103,31 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self._position = 0  # batches of this epoch that were handed to the training loop
         # Batches that a loader drew and indexed() has not given out yet: of the loop that is the current one,
         # and of one that begins, until it gets its first batch.
-        self._current: deque[Tensor] | None = None
-        self._awaiting: deque[Tensor] | None = None
+        self._current: deque[HandedOut] | None = None
+        self._awaiting: deque[HandedOut] | None = None
+        self._handed: HandedOut | None = None  # the batch that the loop got last
         self._restored: Batches | None = None  # by its load_state_dict(), and not used yet
         self._epoch_was_set = False
         # Without set_epoch() and indexed(): the table's version at the first one's beginning, how many ended.
         self._plain_loops: tuple[int, int] | None = None
         self._noise_block: tuple[tuple[int, int], Tensor] | None = None
+
+    def _ramp(self, warmup_epochs: float) -> float:
+        """``E_start`` in epochs."""
+        if isinstance(warmup_epochs, Integral):
+            value: float = checks.integer("warmup_epochs", warmup_epochs, 0)
+            if self.epochs is not None and value >= self.epochs:
+                warnings.warn(
+                    f"AUSAMBatchSampler: s_max is reached in epoch warmup_epochs = {value}, and the run ends "
+                    f"after {self.epochs}; give a share of it, such as warmup_epochs=0.3",
+                    stacklevel=3,
+                )
+            return value
+        accepted = "a number of epochs, or a share of the run above 0 and below 1"
+        value = checks.number("warmup_epochs", warmup_epochs, accepted, lambda v: 0 < v < 1)
+        if self.epochs is None:
+            raise ValueError(f"epochs: expected the length of the run, for warmup_epochs = {value}, got None")
+        return value * self.epochs
 
     def __repr__(self) -> str:
         settings = "batch_size alpha s_min s_max warmup_epochs full_epochs shuffle drop_last seed"
@@ -139,7 +164,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             self.set_epoch(self.epoch + 1)  # a loader that was saved after its last batch drops that iterator
         return Batches(self)
 
-    def _begin(self) -> deque[Tensor] | None:
+    def _begin(self) -> deque[HandedOut] | None:
         """Takes note of an iterator's first batch; gives where :meth:`indexed` wants to have the batches."""
         if self._awaiting is not None:
             self._awaiting.clear()  # a loader may draw from one iterator, and begin another
@@ -215,15 +240,57 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             )
         index = self.adlp.place(checks.tensor("index", index, checks.INDEX, dim=1))
         checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
-        keep = self._choose(index.unsqueeze(0), self.epoch, self._position)[0]
-        if len(keep) == len(index):
-            self.adlp.look_for_outside(index)  # no score was looked up
+        race = self._race(len(index), self.epoch, self._position, 1)
+        choice = None
+        if race is None:
+            self.adlp.look_for_outside(index)  # no score is looked up
+            keep = torch.arange(len(index), dtype=torch.int64, device=index.device)
+        else:
+            race = race._replace(noise=race.noise[0])
+            keep = self.adlp.sample(index, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise)
+            # What is outside was counted, or refused, and must not fault.
+            inside = index if index.device.type == "cpu" else index.clamp(0, len(self.adlp) - 1)
+            choice = Choice(race, keep, columns(self.adlp, inside))
         self._position += 1
+        self._handed = HandedOut(index, choice, keep=keep)
         return keep
 
-    def _plan(self, epoch: int, first: int) -> Iterator[Tensor]:
+    def weights(self, index: Tensor, *, normalize: bool = True) -> Tensor:
+        """Importance weights of the samples that :meth:`indexed` or :meth:`select` handed out last.
+
+        ::
+
+            (loss * batches.weights(index)).mean().backward()   # in both passes; ADLP gets the plain losses
+
+        What is kept of a batch is no fair sample of it: high scores are in it more often than others.
+        With ``w_i = (k/n) / (1 - exp(-s_i / t))``, where ``s`` are the weights of Eq. 8 and ``t`` is the
+        largest ``s / noise`` that was not kept, the mean of ``w_i * loss_i`` is an unbiased estimate of the
+        whole batch's mean loss, and its gradient one of the batch's gradient. Scores and noise are those that
+        chose the batch, also after ``ADLP.update``.
+
+        Args:
+            index: ``[k]``: as :meth:`indexed` gave it; after ``select``, ``index[keep]``.
+            normalize: divide them by their mean: a little bias, and less variance.
+
+        Returns:
+            ``[k]``, float32, on the table's device, in the order of ``index``; ones for a whole batch.
+            Computed for a million samples at a time, once someone asks.
+
+        Raises:
+            TypeError: ``index`` is no such tensor.
+            ValueError: ``index`` is another batch, such as the one before. (On CUDA, and not the tensor that
+                :meth:`indexed` gave: entries of another batch weigh NaN, as to raise would be to
+                synchronise.)
+            RuntimeError: no batch was handed out.
+        """
+        checks.flag("normalize", normalize)
+        if self._handed is None:
+            raise RuntimeError("weights(): neither indexed() nor select() has handed out a batch")
+        return self._handed.weights(self.adlp.place(index), normalize)
+
+    def _plan(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Choice | None]]:
         """Samples of the batches from ``first`` on, in blocks: ``[batches, alpha * K]``, and a shorter last
-        one."""
+        one; what chose them, if not all candidates were kept."""
         full, rest = divmod(self._share(), self.batch_size)
         while first < len(self):
             self.adlp.check()
@@ -231,7 +298,19 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             if first < full:
                 rows, n = min(max(1, _PLAN_BLOCK // self.batch_size), full - first), self.batch_size
             index = self._candidates(epoch, first * self.batch_size, rows * n).view(rows, n)
-            yield index.gather(1, self._choose(index, epoch, first))
+            race, choice = self._race(n, epoch, first, rows), None
+            if race is not None:
+                # Not the fused adlp_sample: the weights need the scores.
+                known = columns(self.adlp, index.flatten())
+                keep = ops.subset_sample(
+                    scores(*known).view(index.shape),
+                    race.k,
+                    s_min=race.s_min,
+                    s_max=race.s_max,
+                    noise=race.noise,
+                )
+                index, choice = index.gather(1, keep), Choice(race, keep, known)
+            yield index, choice
             first += rows
 
     def _candidates(self, epoch: int, start: int, length: int) -> Tensor:
@@ -242,16 +321,14 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         position = (position * self.num_replicas + self.rank) % n
         return permute(position, n, self._generator("permutation", epoch)) if self.shuffle else position
 
-    def _choose(self, index: Tensor, epoch: int, first: int) -> Tensor:
-        """Positions in each row of ``index`` (``[batches, n]``): the batches from ``first`` on."""
-        rows, n = index.shape
+    def _race(self, n: int, epoch: int, first: int, rows: int) -> Race | None:
+        """How many of ``n`` candidates the batches from ``first`` on keep, and how; None if all."""
         k = max(min(2, n), math.floor(self.alpha * n + 1e-6))
         if epoch < self.full_epochs or k == n:
-            return torch.arange(n, dtype=torch.int64, device=index.device).expand(rows, n)
+            return None
         ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
         s_max = self.s_min + ramp * (self.s_max - self.s_min)
-        noise = self._noise(epoch, first, rows)[:, :n]
-        return self.adlp.sample(index, k, s_min=self.s_min, s_max=s_max, noise=noise)
+        return Race(k, self.s_min, s_max, self._noise(epoch, first, rows)[:, :n])
 
     def _noise(self, epoch: int, first: int, rows: int) -> Tensor:
         """Exp(1), ``[rows, batch_size]``, for the batches from ``first`` on; drawn alike for all devices."""
@@ -305,4 +382,4 @@ class AUSAMBatchSampler(Sampler[list[int]]):
                     "a state that is saved between two epochs fits any"
                 )
         self.seed, self.epoch, self._position = state["seed"], state["epoch"], state["position"]
-        self._current = self._restored = self._plain_loops = None
+        self._current = self._restored = self._plain_loops = self._handed = None

@@ -112,6 +112,14 @@ def scores(rows: int, k: int, noise: bool = True) -> Arguments:
     return arguments
 
 
+def chosen(rows: int, k: int) -> Arguments:
+    def arguments(device: str) -> Any:
+        x, noise = torch.rand(rows, k, device=device), torch.empty(rows, k, device=device).exponential_()
+        return (x, ops.subset_sample(x, k // 2, noise=noise), noise), WEIGHTS
+
+    return arguments
+
+
 def candidates(rows: int, k: int) -> Arguments:
     def arguments(device: str) -> Any:
         table = torch.rand(SAMPLES, device=device), torch.ones(SAMPLES, dtype=torch.int32, device=device)
@@ -203,6 +211,15 @@ def _sampling() -> Iterator[Case]:
             20 * elements + result,
             compiled=(rows, k) == (10_000, 128),
             gated=(rows, k) == (1, 128),
+        )
+    for rows, k in [(1, 128), (1, 4096), (1, 1 << 20), (10_000, 128)]:
+        yield Case(
+            "subset_weights",
+            text(k) if rows == 1 else f"{rows:,} rows of {text(k)}",
+            chosen(rows, k),
+            8 * rows * k + 12 * rows * (k // 2),
+            on_cuda=("eager", 5),
+            compiled=(rows, k) in {(1, 128), (10_000, 128)},
         )
 
 

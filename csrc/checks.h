@@ -61,6 +61,19 @@ inline void check_sample(const Tensor& rows, const Tensor& noise, int64_t k, dou
   check_same_device(noise, rows, "noise");
 }
 
+inline void check_weights(const Tensor& scores, const Tensor& positions, const Tensor& noise,
+                          double s_min, double s_max) {
+  int64_t last = scores.dim() - 1;
+  STD_TORCH_CHECK(
+      last >= 0 && positions.dim() == scores.dim() && positions.scalar_type() == ScalarType::Long,
+      "positions: int64 with as many dimensions as scores, one at least");
+  for (int64_t d = 0; d < last; ++d)
+    STD_TORCH_CHECK(positions.size(d) == scores.size(d),
+                    "positions: rows of their own for scores'");
+  check_same_device(positions, scores, "positions");
+  check_sample(scores, noise, positions.size(last), s_min, s_max);
+}
+
 inline void check_variance(const Tensor& norms, int64_t slices) {
   STD_TORCH_CHECK(is_table(norms.scalar_type()) && norms.dim() == 1, "norms: one float dimension");
   STD_TORCH_CHECK(slices >= 1 && slices <= norms.numel() / 2, "slices: from 1 to N / 2");

@@ -6,6 +6,7 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TABLE = (torch.float32, torch.float64)
 OPERATOR_TESTS = {  # modules whose tests run on every kind of kernel
     "test_sampling",
+    "test_subset_weights",
     "test_statistics",
     "test_tensor_lists",
     "test_operator_contract",

@@ -23,6 +23,12 @@ def good(name):
         "adlp_update_": {**table, "index": index, "loss": torch.rand(4), "loss_perturbed": torch.rand(4)},
         "subset_sample": {"scores": torch.rand(2, 4), "k": 2, **weights, "noise": exponential(2, 4)},
         "adlp_sample": {**table, "index": index, "k": 2, **weights, "noise": exponential(4)},
+        "subset_weights": {
+            "scores": torch.rand(3, 4),
+            "positions": torch.tensor([[0, 3], [1, 2], [0, 1]]),
+            "noise": exponential(3, 4),
+            **weights,
+        },
         "sliced_variance": {"norms": torch.rand(10), "slices": 5},
         "perturb_": {
             "params": params,
@@ -92,14 +98,17 @@ TABLE = [
     ("tried", torch.zeros(10, dtype=torch.uint8, device=META), ValueError, "meta"),
     ("tried", [0] * 10, TypeError, "[0, 0"),
 ]
-SAMPLE = [
-    *integers("k", 0, -1, 5),
+RACE = [
     *numbers("s_min", 0, 0.0, -0.1),
     *numbers("s_max", 0.05, -1),
     ("noise", exponential(2, 4).double(), TypeError, "torch.float64"),
     ("noise", exponential(8), ValueError, "(8,)"),
     ("noise", torch.rand(2, 4, device=META), ValueError, ""),
     ("noise", 1.0, TypeError, "1.0"),
+]
+SAMPLE = [
+    *integers("k", 0, -1, 5),
+    *RACE,
     ("generator", torch.Generator(), ValueError, "Generator"),  # beside noise
     ("generator", 17, TypeError, "17"),
 ]
@@ -156,6 +165,21 @@ CASES = {
         *SAMPLE,
     ],
     "adlp_sample": [*TABLE, ("index", torch.tensor(1), ValueError, "()"), *SAMPLE],
+    "subset_weights": [
+        *floats("scores", (2, 4), [("scores", torch.rand(2, 4).half(), TypeError, "torch.float16")]),
+        ("scores", torch.tensor(1.0), ValueError, "()"),
+        ("positions", torch.tensor([[0, 3], [1, 2]], dtype=INT), TypeError, "torch.int32"),
+        ("positions", [[0, 3], [1, 2]], TypeError, "[[0, 3], [1, 2]]"),
+        ("positions", torch.tensor([0, 3]), ValueError, "(2,)"),
+        ("positions", torch.tensor([[0, 3]]), ValueError, "(1, 2)"),
+        ("positions", torch.empty(2, 0, dtype=LONG), ValueError, "(2, 0)"),
+        ("positions", torch.zeros(2, 5, dtype=LONG), ValueError, "(2, 5)"),
+        ("positions", torch.tensor([[0, 4], [1, 2], [0, 1]]), IndexError, "4"),
+        ("positions", torch.tensor([[0, 3], [-1, 2], [0, 1]]), IndexError, "-1"),
+        ("positions", torch.zeros(3, 2, dtype=LONG, device=META), ValueError, "meta"),
+        ("noise", None, TypeError, "None"),
+        *RACE,
+    ],
     "sliced_variance": [
         *floats("norms", (10,), [("norms", torch.rand(10).half(), TypeError, "torch.float16")]),
         ("norms", torch.rand(9), ValueError, "9"),

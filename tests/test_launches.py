@@ -40,6 +40,11 @@ def subset_sample(call, *shape):
     call("subset_sample", torch.rand(shape), shape[-1] // 2, noise=exponential(*shape), **WEIGHTS)
 
 
+def subset_weights(call, *shape):
+    positions = torch.arange(shape[-1] // 2).expand(*shape[:-1], -1)
+    call("subset_weights", torch.rand(shape), positions, exponential(*shape), **WEIGHTS)
+
+
 def adlp_sample(call, *shape):
     index = torch.randint(0, 50, shape)
     call("adlp_sample", *table(), index, shape[-1] // 2, noise=exponential(*shape), **WEIGHTS)
@@ -71,6 +76,8 @@ MIXED = (torch.float32, torch.bfloat16)
         *((1, sample, (k,)) for sample in (subset_sample, adlp_sample) for k in (16, 128, 4096)),
         *((1, sample, (300, 128)) for sample in (subset_sample, adlp_sample)),
         *((6, sample, (k,)) for sample in (subset_sample, adlp_sample) for k in (4097, 50_000)),
+        *((1, subset_weights, shape) for shape in ((16,), (4096,), (300, 128))),
+        *((4, subset_weights, (k,)) for k in (4097, 50_000)),
         (1, "sliced_variance", (torch.rand(50), 5)),
         *((3, lists, ("perturb_", 3, n, 0.1)) for n in (1, TABLE)),  # norm, its end, ascent
         (5, lists, ("perturb_", 3, TABLE + 1, 0.1)),

@@ -53,6 +53,7 @@ def sample_inputs(name, dtype=torch.float32):
             ((*table(), rows, 4), {**weights, "invalid": invalid()}),
             ((*table(), rows, 4), {**weights, "invalid": invalid(), "tried": tried()}),
         ],
+        "subset_weights": [((torch.rand(3, 8), torch.tensor([[0, 3, 7], [1, 2, 3], [0, 4, 6]])), weights)],
         "sliced_variance": [((torch.rand(53), 5), {})],
         "perturb_": [
             ((params, grads, backups, 0.1), {"adaptive": False}),
@@ -74,6 +75,7 @@ NAMES = (
     "adlp_update_",
     "subset_sample",
     "adlp_sample",
+    "subset_weights",
     "sliced_variance",
     "perturb_",
     "restore_",

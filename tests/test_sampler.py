@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from ausam_ext import ADLP, AUSAMBatchSampler, reference
+from ausam_ext import ADLP, AUSAMBatchSampler, ops, reference
 
 N = 203
 
@@ -130,18 +130,21 @@ def test_plan_equals_select_for_any_number_of_workers(backend, workers):
 def test_the_choice_is_made_on_the_mean_dlp_with_the_ramp_of_s_max(monkeypatch):
     adlp, seen = scored(), []
     batches = AUSAMBatchSampler(adlp, 64, 0.5, s_min=0.1, s_max=0.5, warmup_epochs=30, shuffle=False)
-    sample = ADLP.sample
+    sample = ops.subset_sample
 
-    def spy(self, index, k, **options):
-        seen.append((options["s_max"], index, k, options["noise"]))
-        return sample(self, index, k, **options)
+    def spy(scores, k, **options):
+        seen.append((options["s_max"], scores, k, options["noise"]))
+        return sample(scores, k, **options)
 
-    monkeypatch.setattr(ADLP, "sample", spy)
+    monkeypatch.setattr(ops, "subset_sample", spy)
     for epoch, s_max in ((1, 0.1 + 0.4 / 30), (15, 0.3), (30, 0.5), (200, 0.5)):
         seen.clear()
         rows = epoch_of(batches, epoch)
         assert len(seen) == 2  # one call for the full batches, one for the last
-        for got, index, k, noise in seen:
+        order = torch.arange(N).split([192, N - 192])
+        for (got, scores, k, noise), index in zip(seen, order, strict=True):
+            index = index.view(scores.shape)
+            torch.testing.assert_close(scores, adlp.mean()[index], rtol=0, atol=0, equal_nan=True)
             assert got == pytest.approx(s_max, rel=1e-12)
             expected = reference.subset_sample(adlp.mean()[index], k, s_min=0.1, s_max=got, noise=noise)
             for candidates, positions in zip(index, expected, strict=True):
@@ -150,6 +153,50 @@ def test_the_choice_is_made_on_the_mean_dlp_with_the_ramp_of_s_max(monkeypatch):
     seen.clear()
     epoch_of(no_ramp, 1)
     assert seen[0][0] == 1.0
+
+
+def s_max_of(monkeypatch, epoch, **options):
+    seen, sample = [], ops.subset_sample
+    spy = lambda *a, s_max, **o: seen.append(s_max) or sample(*a, s_max=s_max, **o)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "subset_sample", spy)
+        epoch_of(AUSAMBatchSampler(scored(), 64, s_min=0.1, s_max=1.1, **options), epoch)
+    return seen[0]
+
+
+def test_the_ramp_may_take_a_share_of_the_run(monkeypatch):
+    for epoch, share in ((1, 0.25), (3, 0.75), (4, 1), (9, 1)):
+        got = s_max_of(monkeypatch, epoch, epochs=10, warmup_epochs=0.4)
+        assert got == pytest.approx(0.1 + share)
+    assert s_max_of(monkeypatch, 1, epochs=10, warmup_epochs=4) == pytest.approx(0.1 + 0.25)
+    assert s_max_of(monkeypatch, 1, epochs=1, warmup_epochs=0.5) == pytest.approx(1.1)
+
+
+def test_a_run_that_ends_before_s_max_is_reached_is_told():
+    with pytest.warns(
+        UserWarning, match=r"s_max is reached in epoch warmup_epochs = 30, and the run ends after 10"
+    ):
+        AUSAMBatchSampler(scored(), 64, epochs=10)
+    AUSAMBatchSampler(scored(), 64, epochs=31)
+    AUSAMBatchSampler(scored(), 64, epochs=1, warmup_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"warmup_epochs": 0.3}, ValueError, r"epochs: expected the length of the run, .* got None"),
+        ({"warmup_epochs": 1.0, "epochs": 10}, ValueError, "warmup_epochs: expected a number of epochs"),
+        ({"warmup_epochs": 0.0, "epochs": 10}, ValueError, "warmup_epochs: .* got 0.0"),
+        ({"warmup_epochs": math.nan, "epochs": 10}, ValueError, "warmup_epochs: .* got nan"),
+        ({"warmup_epochs": -1}, ValueError, "warmup_epochs: expected an integer at least 0, got -1"),
+        ({"warmup_epochs": "1"}, TypeError, "warmup_epochs: expected a number"),
+        ({"epochs": 0}, ValueError, "epochs: expected an integer at least 1, got 0"),
+        ({"epochs": 1.5}, TypeError, "epochs: expected an integer"),
+    ],
+)  # fmt: skip
+def test_ramps_that_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        AUSAMBatchSampler(scored(), 64, **options)
 
 
 def test_high_scores_are_kept_more_often():

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
 from .. import guards
+from ..importance import HandedOut
 from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
@@ -59,7 +60,8 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._sam_state: dict[str, Any] | None = None  # of a checkpoint, until there is a `sam`
         self._input: tuple[Any, int] | None = None  # the batch and its number
         self._records: list[tuple[Tensor, Tensor]] = []  # index and loss, of this batch or of the second pass
-        self._accumulated: list[tuple[Any, int]] = []  # what this step's gradient is of
+        # What this step's gradient is of, and as which batch AUSAM knows it, for its weights.
+        self._accumulated: list[tuple[Any, int, HandedOut | None]] = []
         self._first: list[tuple[Tensor, Tensor]] = []  # and the records of its first pass
 
     def record(self, index: Tensor, loss: Tensor) -> None:
@@ -133,7 +135,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """The batch takes part in the step: without a loss, or where nothing is trained, it would not."""
         if self._input is not None:  # the first pass
-            self._accumulated.append(self._input)
+            self._accumulated.append((*self._input, self.batches._handed if self.batches else None))
             self._first += self._records
             self._input = None
 
@@ -155,7 +157,9 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             self.sam.reuse_()
             return
         with self.sam.perturbed(), torch.enable_grad(), _without_logs(pl_module):
-            for i, (batch, batch_idx) in enumerate(inputs):
+            for i, (batch, batch_idx, handed) in enumerate(inputs):
+                if self.batches is not None:
+                    self.batches._handed = handed
                 last = i == len(inputs) - 1
                 with nullcontext() if last else _no_sync(trainer.strategy):
                     self._second_pass(trainer, pl_module, optimizer, batch, batch_idx)

@@ -47,8 +47,15 @@ inline int32_t ordered(float key) {
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
-// key[j] = s_j / e_j with the weight s_j of Eq. 8, in float32 and in exactly this order of
-// operations (the build forbids fused multiply-add). Not visited scores as `range.high`.
+// The weight s of Eq. 8, in float32 and in exactly this order of operations (the build forbids
+// fused multiply-add). Not visited scores as `range.high`; `width` is that of a range which has
+// one.
+AUSAM_SIMD_PART float weight_of(float score, Range range, float width, float s_min, float span) {
+  float g = std::abs(score) <= kMax ? score : range.high;
+  return std::min(g - range.low, kMax) / width * span + s_min;
+}
+
+// key[j] = s_j / e_j.
 AUSAM_SIMD inline void keys_of(const float* score, const float* noise, int64_t n, Range range,
                                float s_min, float span, int32_t* key) {
   if (!(range.low < range.high)) {
@@ -56,11 +63,8 @@ AUSAM_SIMD inline void keys_of(const float* score, const float* noise, int64_t n
     return;
   }
   float width = std::min(range.high - range.low, kMax);
-  for (int64_t j = 0; j < n; ++j) {
-    float g = std::abs(score[j]) <= kMax ? score[j] : range.high;
-    float s = std::min(g - range.low, kMax) / width * span + s_min;
-    key[j] = ordered(s / noise[j]);
-  }
+  for (int64_t j = 0; j < n; ++j)
+    key[j] = ordered(weight_of(score[j], range, width, s_min, span) / noise[j]);
 }
 
 AUSAM_SIMD inline int64_t count_above(const int32_t* key, int64_t n, int32_t at) {

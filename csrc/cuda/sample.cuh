@@ -78,16 +78,18 @@ __device__ inline int32_t ordered(float key) {
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
-// The key s / e of one score (Eq. 8), one rounding per operation.
+// The weight s of one score (Eq. 8), one rounding per operation.
+__device__ inline float weight_of(float score, Range range, float s_min, float span) {
+  if (!(range.low < range.high)) return s_min;
+  float width = Min{}(__fsub_rn(range.high, range.low), kMaxFloat);
+  float g = is_finite(score) ? score : range.high;
+  float ratio = __fdiv_rn(Min{}(__fsub_rn(g, range.low), kMaxFloat), width);
+  return __fadd_rn(__fmul_rn(ratio, span), s_min);
+}
+
+// The key s / e of one score.
 __device__ inline int32_t key_of(float score, float noise, Range range, float s_min, float span) {
-  float s = s_min;
-  if (range.low < range.high) {
-    float width = Min{}(__fsub_rn(range.high, range.low), kMaxFloat);
-    float g = is_finite(score) ? score : range.high;
-    float ratio = __fdiv_rn(Min{}(__fsub_rn(g, range.low), kMaxFloat), width);
-    s = __fadd_rn(__fmul_rn(ratio, span), s_min);
-  }
-  return ordered(__fdiv_rn(s, noise));
+  return ordered(__fdiv_rn(weight_of(score, range, s_min, span), noise));
 }
 
 // The chosen keys: those above `key`, and of those equal to it the first `ties`.

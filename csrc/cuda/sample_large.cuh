@@ -9,37 +9,12 @@
 //   emit_parts     positions
 #pragma once
 
-#include "sample.cuh"
+#include "large_rows.cuh"
 
 namespace ausam::cuda {
 
-constexpr int kPart = 4096;     // scores of a row that one block takes
-constexpr int kDigits = 3;      // of a key, from the upper bits down
-constexpr int kBuckets = 2048;  // of the first two digits; the last has half as many
-
 __device__ constexpr int digit_shift(int digit) { return digit == 0 ? 21 : digit == 1 ? 10 : 0; }
 __device__ constexpr int digit_mask(int digit) { return digit == 2 ? 0x3ff : 0x7ff; }
-
-// Device memory of one call. Blocks of a row: blockIdx.x / parts is the row, blockIdx.x % parts the
-// part.
-struct LargeRows {
-  int64_t n, k;
-  int parts;             // ceil(n / kPart)
-  int32_t* key;          // [rows, n]; holds the scores first
-  Range* range;          // [rows, parts]
-  int32_t* histogram;    // [rows, kDigits, kBuckets], zero
-  int32_t* above;        // [rows, parts]
-  int32_t* equal;        // [rows, parts]
-  Threshold* threshold;  // [rows]
-  __device__ int64_t row() const { return blockIdx.x / parts; }
-  __device__ int part() const { return blockIdx.x % parts; }
-  __device__ int64_t first() const { return int64_t{part()} * kPart; }
-  __device__ int size() const { return static_cast<int>(Min{}(n - first(), int64_t{kPart})); }
-  __device__ int32_t* keys() const { return key + row() * n + first(); }
-  __device__ int32_t* digits(int digit) const {
-    return histogram + (row() * kDigits + digit) * kBuckets;
-  }
-};
 
 // Keys in the order of unsigned integers, which their digits are taken from.
 __device__ inline uint32_t unsigned_of(int32_t key) {
@@ -52,18 +27,6 @@ struct Add {
     return a + b;
   }
 };
-
-template <class Load>
-__global__ void load_scores(LargeRows rows, Load load) {
-  Range range{infinity(), -infinity()};
-  for (int j = threadIdx.x; j < rows.size(); j += blockDim.x) {
-    float score = load(rows.row() * rows.n + rows.first() + j);
-    widen(range, score);
-    rows.keys()[j] = __float_as_int(score);
-  }
-  range = {reduce(range.low, Min{}), reduce(range.high, Max{})};
-  if (threadIdx.x == 0) rows.range[blockIdx.x] = range;
-}
 
 // Adds the digit of every key for which `counted` holds to the row's histogram.
 template <class Counted>
@@ -81,13 +44,7 @@ __device__ void count_digits(const LargeRows& rows, int digit, Counted counted) 
 }
 
 __global__ void make_keys(LargeRows rows, const float* noise, float s_min, float span) {
-  Range range{infinity(), -infinity()};
-  for (int p = threadIdx.x; p < rows.parts; p += blockDim.x) {
-    Range part = rows.range[rows.row() * rows.parts + p];
-    range.low = Min{}(range.low, part.low);
-    range.high = Max{}(range.high, part.high);
-  }
-  range = {reduce(range.low, Min{}), reduce(range.high, Max{})};
+  Range range = range_of(rows);
   noise += rows.row() * rows.n + rows.first();
   for (int j = threadIdx.x; j < rows.size(); j += blockDim.x)
     rows.keys()[j] = key_of(__int_as_float(rows.keys()[j]), noise[j], range, s_min, span);
