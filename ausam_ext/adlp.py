@@ -10,15 +10,19 @@ from torch.autograd.graph import increment_version
 
 from . import checks, ops
 
-_VERSION = 2
+_VERSION = 3
+_WITHOUT_TRIED = 2  # still loaded
 _MERGE_CHUNK = 1 << 22  # samples; bounds the float64 temporaries of a merge to 64 MB
 
 
 class ADLP:
     """Average DLP of every sample (AUSAM Eq. 6): the mean over visits of ``|L_i(w + epsilon) - L_i(w)|``.
 
-    A float32 sum and an int32 number of visits: 8 bytes a sample, updated in place, and 8 more where
-    processes merge. Nothing else grows with the table but the epoch's merge.
+    A float32 sum, an int32 number of visits and a uint8 mark: 9 bytes a sample, updated in place, and 8 more
+    where processes merge. Nothing else grows with the table but the epoch's merge.
+
+    A sample that was never visited counts as the highest of its batch. One whose DLP has not been finite in
+    any visit counts as the lowest, until one is.
 
     Args:
         num_samples: how many samples the training set has.
@@ -26,13 +30,15 @@ class ADLP:
 
     Attributes:
         total: ``[num_samples]``, float32: sums of DLP, in units of the loss.
-        count: ``[num_samples]``, int32: visits.
+        count: ``[num_samples]``, int32: visits with a finite DLP.
+        tried: ``[num_samples]``, uint8: 1 after a visit without.
     """
 
     def __init__(self, num_samples: int, device: torch.device | str | None = None) -> None:
         num_samples = checks.integer("num_samples", num_samples, 1)
         self.total = torch.zeros(num_samples, dtype=torch.float32, device=device)
         self.count = torch.zeros(num_samples, dtype=torch.int32, device=device)
+        self.tried = torch.zeros(num_samples, dtype=torch.uint8, device=device)
         # What the processes last agreed on, allocated where there are several: zeros, until sync() or
         # load_state_dict(). Unknown where the latter ran in one process.
         self._agreed: tuple[Tensor, Tensor] | None = None
@@ -63,7 +69,9 @@ class ADLP:
             skip: 0-d bool, on the device of the losses: record nothing if it is true. ``SAM.overflow``, where
                 the gradients are scaled.
 
-        Losses that are not finite are skipped. No gradient is kept and nothing is synchronised.
+        A DLP that is not finite is not recorded, and its sample marked as tried; not where ``skip`` is given,
+        as the overflow of a whole batch says nothing of a sample. No gradient is kept and nothing is
+        synchronised.
 
         Raises:
             TypeError, ValueError: the arguments do not fit each other.
@@ -76,11 +84,15 @@ class ADLP:
                 "loss_perturbed: expected the losses at w + epsilon, got the tensor given as loss, or one "
                 "in its memory; clone() the first losses if the second pass writes to the same buffer"
             )
+        tried: Tensor | None = self.tried
         if skip is not None:
+            tried = None
             checks.tensor("skip", skip, [torch.bool], dim=0)
             checks.tensor("loss_perturbed", loss_perturbed, checks.FLOATING)
             loss_perturbed = loss_perturbed.detach().masked_fill(skip, math.nan)
-        ops.adlp_update_(self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid)
+        ops.adlp_update_(
+            self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid, tried=tried
+        )
 
     def place(self, index: Tensor) -> Tensor:
         """``index`` on the device of the table."""
@@ -98,7 +110,7 @@ class ADLP:
             self._invalid.add_(((index < 0) | (index >= len(self))).sum())
 
     def mean(self, index: Tensor | None = None) -> Tensor:
-        """ADLP of the samples in ``index`` (any shape), or of all: float32, NaN where never visited.
+        """ADLP of the samples in ``index`` (any shape), or of all: float32, NaN where ``count`` is 0.
 
         Raises:
             IndexError: as :meth:`update`.
@@ -117,13 +129,22 @@ class ADLP:
         """:func:`ausam_ext.ops.adlp_sample` on this table."""
         index = self.place(index)
         return ops.adlp_sample(
-            self.total, self.count, index, k, s_min=s_min, s_max=s_max, noise=noise, invalid=self._invalid
+            self.total,
+            self.count,
+            index,
+            k,
+            s_min=s_min,
+            s_max=s_max,
+            noise=noise,
+            invalid=self._invalid,
+            tried=self.tried,
         )
 
     def to(self, device: torch.device | str) -> "ADLP":
         """Moves the table, in place, and returns it."""
         self.check()
         self.total, self.count = self.total.to(device), self.count.to(device)
+        self.tried = self.tried.to(device)
         if self._agreed is not None:
             self._agreed = (self._agreed[0].to(device), self._agreed[1].to(device))
         self._reset_invalid()
@@ -157,7 +178,7 @@ class ADLP:
 
         Call it on every process, once an epoch and before :meth:`state_dict`. Differences are added in
         float64 and rounded once: a sample that only one process visited keeps that process's sum to the last
-        bit. In a group of one process it only checks.
+        bit. A sample that one process tried, all did. In a group of one process it only checks.
 
         Raises:
             IndexError: as :meth:`check`, on every process if on one.
@@ -171,6 +192,7 @@ class ADLP:
             agreed = self._agree(group)
             for now, then in zip((self.total, self.count), agreed, strict=True):
                 _merge(now, then, group)
+            dist.all_reduce(self.tried, op=dist.ReduceOp.MAX, group=group)
         except RuntimeError as error:
             raise RuntimeError(
                 "sync(): a process failed or left, and this table is not valid any more: go on from a "
@@ -214,10 +236,12 @@ class ADLP:
             IndexError: as :meth:`check`.
         """
         self.check()
-        return {"version": _VERSION, "total": self.total, "count": self.count}
+        return {"version": _VERSION, "total": self.total, "count": self.count, "tried": self.tried}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`, saved on any device by any number of processes.
+
+        From a state of version 2, which has no ``tried``, no sample was.
 
         With several processes, load the same state on each, after ``torch.distributed`` is initialised.
 
@@ -225,16 +249,22 @@ class ADLP:
             KeyError: something is missing.
             ValueError: the state is of another version, or of another number of samples. Nothing is changed.
         """
-        checks.version(state, _VERSION)
-        total, count = state["total"], state["count"]
-        if total.shape != self.total.shape or count.shape != self.count.shape:
-            raise ValueError(
-                f"total: expected a table of {len(self)} samples, got one of {tuple(total.shape)}: "
-                "was the state saved with another training set?"
-            )
-        self.total.copy_(total)
-        self.count.copy_(count)
-        increment_version((self.total, self.count))
+        names = ["total", "count"]
+        if state["version"] != _WITHOUT_TRIED:
+            checks.version(state, _VERSION)
+            names.append("tried")
+        saved = {name: state[name] for name in names}
+        for name, column in saved.items():
+            if column.shape != self.total.shape:
+                raise ValueError(
+                    f"{name}: expected a table of {len(self)} samples, got one of {tuple(column.shape)}: "
+                    "was the state saved with another training set?"
+                )
+        if "tried" not in saved:
+            self.tried.zero_()
+        for name, column in saved.items():
+            getattr(self, name).copy_(column)
+        increment_version((self.total, self.count, self.tried))
         self._agreed, self._agreed_on_zeros = None, False
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self._agreed = (self.total.clone(), self.count.clone())

@@ -102,7 +102,7 @@ def dlp(loss: Any, loss_perturbed: Any) -> None:
     same("loss_perturbed", b, "loss", a)
 
 
-def _table(total: Any, count: Any, index: Any, invalid: Any) -> tuple[Tensor, Tensor]:
+def _table(total: Any, count: Any, index: Any, invalid: Any, tried: Any) -> tuple[Tensor, Tensor]:
     t = tensor("total", total, TABLE, dim=1)
     c = tensor("count", count, [torch.int32], dim=1)
     same_shape("count", c, "total", t)
@@ -111,6 +111,9 @@ def _table(total: Any, count: Any, index: Any, invalid: Any) -> tuple[Tensor, Te
     same_device("index", i, "total", t)
     if invalid is not None:
         same_device("invalid", tensor("invalid", invalid, [torch.int32], dim=0), "total", t)
+    if tried is not None:
+        same_shape("tried", tensor("tried", tried, [torch.uint8], dim=1), "total", t)
+        same_device("tried", tried, "total", t)
     return t, i
 
 
@@ -127,9 +130,16 @@ def inside(index: Tensor, num_samples: int, invalid: Tensor | None = None) -> No
 
 
 def adlp_update_(
-    total: Any, count: Any, index: Any, loss: Any, loss_perturbed: Any, *, invalid: Any = None
+    total: Any,
+    count: Any,
+    index: Any,
+    loss: Any,
+    loss_perturbed: Any,
+    *,
+    invalid: Any = None,
+    tried: Any = None,
 ) -> None:
-    t, i = _table(total, count, index, invalid)
+    t, i = _table(total, count, index, invalid, tried)
     tensor("index", i, INDEX, dim=1)
     a, b = tensor("loss", loss, FLOATING), tensor("loss_perturbed", loss_perturbed, FLOATING)
     if a.shape != i.shape:
@@ -193,8 +203,9 @@ def adlp_sample(
     s_max: Any,
     noise: Any = None,
     invalid: Any = None,
+    tried: Any = None,
 ) -> None:
-    t, i = _table(total, count, index, invalid)
+    t, i = _table(total, count, index, invalid, tried)
     _sample("index", i, k, s_min, s_max, noise)
     inside(i, t.numel(), invalid)
 

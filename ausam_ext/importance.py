@@ -6,31 +6,51 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
+from .adlp import ADLP
+
+
+class Race(NamedTuple):
+    """How ``k`` are chosen in each row of ``noise``, and between which weights (Eq. 8)."""
+
+    k: int
+    s_min: float
+    s_max: float
+    noise: Tensor
+
+
+def columns(adlp: ADLP, index: Tensor) -> tuple[Tensor, ...]:
+    """What the table holds of these samples, for :func:`scores`; later visits change the table."""
+    return tuple(t.index_select(0, index) for t in (adlp.total, adlp.count, adlp.tried))
+
+
+def scores(total: Tensor, count: Tensor, tried: Tensor) -> Tensor:
+    """As :func:`ausam_ext.ops.adlp_sample` has them (Eq. 6): NaN where never visited, 0 where only tried."""
+    return (total / count).where((count != 0) | (tried == 0), 0)
 
 
 class Choice:
     """What chose the batches of a block; the weights of all are computed at once, when first asked for.
 
     Args:
-        scores, noise: ``[batches, n]``, as they were: later visits change the table.
-        positions: ``[batches, k]``.
-        s_min, s_max: as in :func:`ausam_ext.ops.subset_weights`.
+        race: with noise of shape ``[batches, n]``, or ``[n]`` for one batch.
+        positions: what was chosen.
+        known: the :func:`columns` of the candidates, at that time.
     """
 
-    def __init__(
-        self, scores: Tensor, positions: Tensor, noise: Tensor, *, s_min: float, s_max: float
-    ) -> None:
-        self._made_with: tuple[Tensor, Tensor, Tensor] | None = (scores, positions, noise)
-        self._bounds = (s_min, s_max)
+    def __init__(self, race: Race, positions: Tensor, known: tuple[Tensor, ...]) -> None:
+        self._made_with: tuple[Race, Tensor, tuple[Tensor, ...]] | None = (race, positions, known)
         self._weights: dict[bool, Tensor] = {}  # by whether they are normalised
 
-    def weights(self, batch: int, normalize: bool) -> Tensor:
+    def weights(self, batch: int | None, normalize: bool) -> Tensor:
         if self._made_with is not None:
-            s_min, s_max = self._bounds
-            plain = ops.subset_weights(*self._made_with, s_min=s_min, s_max=s_max)
+            race, positions, known = self._made_with
+            of_noise = scores(*known).view(race.noise.shape)
+            plain = ops.subset_weights(of_noise, positions, race.noise, s_min=race.s_min, s_max=race.s_max)
             self._weights = {False: plain, True: plain / plain.mean(-1, keepdim=True)}
             self._made_with = None
-        return self._weights[normalize][batch].clone()  # the caller's, who may ask again in the second pass
+        weights = self._weights[normalize]
+        # The caller's own, who may ask again in the second pass.
+        return (weights if batch is None else weights[batch]).clone()
 
 
 class HandedOut(NamedTuple):
@@ -38,7 +58,7 @@ class HandedOut(NamedTuple):
 
     samples: Tensor  # their index; that of all candidates, where the loop takes `keep` of them
     choice: Choice | None = None  # None where all candidates were kept
-    batch: int = 0  # its number in the choice
+    batch: int | None = None  # its number in the choice, where that is of several
     keep: Tensor | None = None
 
     def weights(self, index: Tensor, normalize: bool) -> Tensor:

@@ -15,9 +15,9 @@ from . import backend, checks, reference
 _LIBRARY = torch.library.Library("ausam_ext", "DEF")
 _SCHEMAS = """
 dlp(Tensor loss, Tensor loss_perturbed) -> Tensor
-adlp_update_(Tensor(a!) total, Tensor(b!) count, Tensor index, Tensor loss, Tensor loss_perturbed, *, Tensor(c!)? invalid=None) -> ()
+adlp_update_(Tensor(a!) total, Tensor(b!) count, Tensor index, Tensor loss, Tensor loss_perturbed, *, Tensor(c!)? invalid=None, Tensor(d!)? tried=None) -> ()
 subset_sample(Tensor scores, int k, *, float s_min, float s_max, Tensor noise) -> Tensor
-adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None) -> Tensor
+adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None, Tensor? tried=None) -> Tensor
 subset_weights(Tensor scores, Tensor positions, Tensor noise, *, float s_min, float s_max) -> Tensor
 sliced_variance(Tensor norms, int slices) -> Tensor
 perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, bool maximize=False, Tensor? norm=None) -> Tensor

@@ -219,7 +219,9 @@ def _memory(t: Tensor) -> Tensor | None:
         t = t if is_lazy(t) else local(t)
         if is_lazy(t) or is_traceable_wrapper_subclass(t):
             return None
-    if t.layout is not torch.strided or t.device.type == "meta" or t.is_inference():
+    if t.layout is not torch.strided or t.device.type == "meta":
+        return None
+    if not torch.compiler.is_compiling() and t.is_inference():
         return None
     if any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
         return None  # expanded

@@ -45,6 +45,7 @@ def adlp_update_(
     loss_perturbed: Tensor,
     *,
     invalid: Tensor | None = None,
+    tried: Tensor | None = None,
 ) -> None:
     """Records the DLP of the samples of one step (AUSAM Eq. 5 and 6, Algorithm 1 line 8).
 
@@ -60,9 +61,11 @@ def adlp_update_(
         loss: ``[B]``, float32, float64, bfloat16 or float16: losses at ``w``.
         loss_perturbed: ``[B]``, like ``loss``: losses at ``w + epsilon``.
         invalid: 0-d int32. Counts the entries of ``index`` outside the table, which are then skipped.
+        tried: ``[samples]``, uint8, 0 or 1. Becomes 1 where a DLP was not finite: the sample was visited,
+            whatever ``count`` says.
 
     Changes:
-        ``total``, ``count``, ``invalid``.
+        ``total``, ``count``, ``invalid``, ``tried``.
 
     Raises:
         TypeError: not a tensor, or another dtype.
@@ -70,8 +73,9 @@ def adlp_update_(
         IndexError: without ``invalid``, on the CPU: an entry of ``index`` is outside the table. (On CUDA such
             entries are skipped: to raise would be to synchronise.)
     """
-    call("adlp_update_", total, count, index, loss, loss_perturbed, invalid=invalid)
-    increment_version((total, count) if invalid is None else (total, count, invalid))
+    given = _given(invalid, tried)
+    call("adlp_update_", total, count, index, loss, loss_perturbed, **given)
+    increment_version((total, count, *given.values()))
 
 
 def subset_sample(
@@ -158,14 +162,18 @@ def adlp_sample(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     invalid: Tensor | None = None,
+    tried: Tensor | None = None,
 ) -> Tensor:
     """:func:`subset_sample` of the scores ``total[index] / count[index]`` (Eq. 6, 7 and 8), in one pass.
 
     Args:
-        total, count: the table, as in :func:`adlp_update_`. A sample whose count is 0 was never visited.
+        total, count: the table, as in :func:`adlp_update_`. A sample whose count is 0 was never visited
+            (but see ``tried``).
         index: ``[..., K]``, int32 or int64: the candidates; leading dimensions are independent batches.
         k, s_min, s_max, noise, generator: as in :func:`subset_sample`.
         invalid: 0-d int32. Counts the entries of ``index`` outside the table, which score as never visited.
+        tried: ``[samples]``, uint8, as in :func:`adlp_update_`. A sample whose count is 0 scores 0, the
+            lowest DLP there is, where this is not 0: no DLP of it was finite yet.
 
     Returns:
         ``[..., k]``, int64: positions in the last dimension of ``index``, ascending.
@@ -178,14 +186,23 @@ def adlp_sample(
     """
     checks.generator(generator, noise, index)
     if noise is None:
-        checks.adlp_sample(total, count, index, k, s_min=s_min, s_max=s_max, invalid=invalid)
+        checks.adlp_sample(total, count, index, k, s_min=s_min, s_max=s_max, invalid=invalid, tried=tried)
         noise = _exponential(index, generator)
-    positions = call(
-        "adlp_sample", total, count, index, k, s_min=s_min, s_max=s_max, noise=noise, invalid=invalid
-    )
+    given = _given(invalid, tried)
+    positions = call("adlp_sample", total, count, index, k, s_min=s_min, s_max=s_max, noise=noise, **given)
     if invalid is not None:
         increment_version(invalid)
     return positions
+
+
+def _given(invalid: Tensor | None, tried: Tensor | None) -> dict[str, Tensor]:
+    """To pass a None costs as much as to pass a tensor."""
+    given = {}
+    if invalid is not None:
+        given["invalid"] = invalid
+    if tried is not None:
+        given["tried"] = tried
+    return given
 
 
 def _exponential(rows: Tensor, generator: torch.Generator | None) -> Tensor:

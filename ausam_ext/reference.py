@@ -29,13 +29,17 @@ def adlp_update_(
     loss_perturbed: Tensor,
     *,
     invalid: Tensor | None = None,
+    tried: Tensor | None = None,
 ) -> None:
     inside = _inside(index, total, invalid)
     if total.numel() == 0:
         return
     d = dlp(loss, loss_perturbed).to(total.dtype)
-    visited = inside & d.isfinite()
+    finite = d.isfinite()
+    visited = inside & finite
     index = index.where(inside, 0)
+    if tried is not None:
+        tried.scatter_reduce_(0, index.long(), (inside & ~finite).to(tried.dtype), "amax")
     total.index_add_(0, index, d.where(visited, 0))
     count.index_add_(0, index, visited.to(count.dtype))
 
@@ -83,13 +87,17 @@ def adlp_sample(
     s_max: float,
     noise: Tensor,
     invalid: Tensor | None = None,
+    tried: Tensor | None = None,
 ) -> Tensor:
     inside = _inside(index, total, invalid)
     if total.numel() == 0:
         scores = torch.full_like(noise, float("nan"))
     else:
         i = index.where(inside, 0).long()
-        scores = (total[i] / count[i]).where(inside, float("nan"))  # 0 / 0 is NaN: never visited
+        scores = total[i] / count[i]  # 0 / 0 is NaN: never visited
+        if tried is not None:
+            scores = scores.where((count[i] != 0) | (tried[i] == 0), 0)
+        scores = scores.where(inside, float("nan"))
     return subset_sample(scores, k, s_min=s_min, s_max=s_max, noise=noise)
 
 

@@ -5,7 +5,8 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from numbers import Integral
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from torch.utils.data import Sampler
 
 from . import checks, ops
 from .adlp import ADLP
-from .importance import Choice, HandedOut
+from .importance import Choice, HandedOut, Race, columns, scores
 from .loader import Batch, Batches, IndexedLoader
 from .loader import check as check_loader
 from .permutation import permute
@@ -22,18 +23,6 @@ from .permutation import permute
 _VERSION = 3
 _PLAN_BLOCK = 1 << 20  # samples whose batches are planned at once; bounds a plan's memory to some 50 MB
 _NOISE_BLOCK = 1 << 13  # samples whose noise is drawn at once
-
-
-class _Race(NamedTuple):
-    """The choice of ``k`` in each row: with which noise, ``[rows, n]``, and between which weights."""
-
-    k: int
-    s_min: float
-    s_max: float
-    noise: Tensor
-
-    def won_by(self, positions: Tensor, scores: Tensor) -> Choice:
-        return Choice(scores, positions, self.noise, s_min=self.s_min, s_max=self.s_max)
 
 
 class AUSAMBatchSampler(Sampler[list[int]]):
@@ -55,14 +44,16 @@ class AUSAMBatchSampler(Sampler[list[int]]):
     batch, however far workers prefetch. Of a batch of ``n`` samples ``floor(alpha * n + 1e-6)`` are drawn
     without replacement (Eq. 7, 8), but two at least, or BatchNorm would refuse what is left of a short last
     batch (one of a batch of one). ``s_max`` rises linearly from ``s_min`` in epoch 0 to its value in epoch
-    ``warmup_epochs``.
+    ``warmup_epochs``: at the default of 30, a run of 10 epochs ends with 3/10 of the way.
 
     Args:
         adlp: the table; its length is that of the data set.
         batch_size: ``K``, before the choice; with several processes, of each.
         alpha: share that is kept, above 0 and at most 1.
         s_min, s_max: weights of the lowest and the highest score of a batch, ``0 < s_min <= s_max`` (Eq. 8).
-        warmup_epochs: ``E_start``.
+        warmup_epochs: ``E_start``, the first epoch that has ``s_max``: a number of epochs, or, with
+            ``epochs``, a share of the run above 0 and below 1, such as 0.3. Set it for runs of 30 epochs or
+            fewer.
         full_epochs: epochs at the start that keep whole batches, so that every sample has a score.
         shuffle: a new permutation of the data set every epoch; otherwise in order.
         drop_last: leave out the last batch if it is shorter.
@@ -70,6 +61,7 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         rank, num_replicas: this process and their number; by default those of ``torch.distributed``, if that
             is initialised. Each process gets every ``num_replicas``-th sample; some are repeated to make that
             even.
+        epochs: length of the run, for ``warmup_epochs``; warns if the run is to end before that epoch.
     """
 
     def __init__(
@@ -80,13 +72,14 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         *,
         s_min: float = 0.1,
         s_max: float = 1.0,
-        warmup_epochs: int = 30,
+        warmup_epochs: float = 30,
         full_epochs: int = 1,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
         rank: int | None = None,
         num_replicas: int | None = None,
+        epochs: int | None = None,
     ) -> None:
         if not isinstance(adlp, ADLP):
             raise TypeError(f"adlp: expected an ausam_ext.ADLP, got {type(adlp).__name__}")
@@ -99,7 +92,8 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.alpha = checks.number("alpha", alpha, "a number above 0 and at most 1", lambda v: 0 < v <= 1)
         self.s_min, self.s_max = checks.weight_bounds(s_min, s_max)
-        self.warmup_epochs = checks.integer("warmup_epochs", warmup_epochs, 0)
+        self.epochs = None if epochs is None else checks.integer("epochs", epochs, 1)
+        self.warmup_epochs = self._ramp(warmup_epochs)
         self.full_epochs = checks.integer("full_epochs", full_epochs, 0)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.seed = checks.integer("seed", seed, 0)
@@ -117,6 +111,23 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         # Without set_epoch() and indexed(): the table's version at the first one's beginning, how many ended.
         self._plain_loops: tuple[int, int] | None = None
         self._noise_block: tuple[tuple[int, int], Tensor] | None = None
+
+    def _ramp(self, warmup_epochs: float) -> float:
+        """``E_start`` in epochs."""
+        if isinstance(warmup_epochs, Integral):
+            value: float = checks.integer("warmup_epochs", warmup_epochs, 0)
+            if self.epochs is not None and value >= self.epochs:
+                warnings.warn(
+                    f"AUSAMBatchSampler: s_max is reached in epoch warmup_epochs = {value}, and the run ends "
+                    f"after {self.epochs}; give a share of it, such as warmup_epochs=0.3",
+                    stacklevel=3,
+                )
+            return value
+        accepted = "a number of epochs, or a share of the run above 0 and below 1"
+        value = checks.number("warmup_epochs", warmup_epochs, accepted, lambda v: 0 < v < 1)
+        if self.epochs is None:
+            raise ValueError(f"epochs: expected the length of the run, for warmup_epochs = {value}, got None")
+        return value * self.epochs
 
     def __repr__(self) -> str:
         settings = "batch_size alpha s_min s_max warmup_epochs full_epochs shuffle drop_last seed"
@@ -230,14 +241,18 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         index = self.adlp.place(checks.tensor("index", index, checks.INDEX, dim=1))
         checks.integer("len(index)", index.numel(), 1, self.batch_size, "batch_size =")
         race = self._race(len(index), self.epoch, self._position, 1)
-        keep, choice = torch.arange(len(index), dtype=torch.int64, device=index.device), None
+        choice = None
         if race is None:
             self.adlp.look_for_outside(index)  # no score is looked up
+            keep = torch.arange(len(index), dtype=torch.int64, device=index.device)
         else:
-            keep = self.adlp.sample(index, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise[0])
-            choice = race.won_by(keep.unsqueeze(0), self._scores(index.unsqueeze(0)))
+            race = race._replace(noise=race.noise[0])
+            keep = self.adlp.sample(index, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise)
+            # What is outside was counted, or refused, and must not fault.
+            inside = index if index.device.type == "cpu" else index.clamp(0, len(self.adlp) - 1)
+            choice = Choice(race, keep, columns(self.adlp, inside))
         self._position += 1
-        self._handed = HandedOut(index, choice, 0, keep)
+        self._handed = HandedOut(index, choice, keep=keep)
         return keep
 
     def weights(self, index: Tensor, *, normalize: bool = True) -> Tensor:
@@ -286,9 +301,15 @@ class AUSAMBatchSampler(Sampler[list[int]]):
             race, choice = self._race(n, epoch, first, rows), None
             if race is not None:
                 # Not the fused adlp_sample: the weights need the scores.
-                scores = self._scores(index)
-                keep = ops.subset_sample(scores, race.k, s_min=race.s_min, s_max=race.s_max, noise=race.noise)
-                index, choice = index.gather(1, keep), race.won_by(keep, scores)
+                known = columns(self.adlp, index.flatten())
+                keep = ops.subset_sample(
+                    scores(*known).view(index.shape),
+                    race.k,
+                    s_min=race.s_min,
+                    s_max=race.s_max,
+                    noise=race.noise,
+                )
+                index, choice = index.gather(1, keep), Choice(race, keep, known)
             yield index, choice
             first += rows
 
@@ -300,22 +321,14 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         position = (position * self.num_replicas + self.rank) % n
         return permute(position, n, self._generator("permutation", epoch)) if self.shuffle else position
 
-    def _scores(self, index: Tensor) -> Tensor:
-        """Those of all candidates, NaN where never visited; of any, for what is outside a CUDA table."""
-        flat = index.flatten()
-        if flat.device.type == "cuda":
-            flat = flat.clamp(0, len(self.adlp) - 1)  # an index outside was counted, and must not fault
-        total, count = (t.index_select(0, flat) for t in (self.adlp.total, self.adlp.count))
-        return (total / count).view(index.shape)
-
-    def _race(self, n: int, epoch: int, first: int, rows: int) -> "_Race | None":
+    def _race(self, n: int, epoch: int, first: int, rows: int) -> Race | None:
         """How many of ``n`` candidates the batches from ``first`` on keep, and how; None if all."""
         k = max(min(2, n), math.floor(self.alpha * n + 1e-6))
         if epoch < self.full_epochs or k == n:
             return None
         ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
         s_max = self.s_min + ramp * (self.s_max - self.s_min)
-        return _Race(k, self.s_min, s_max, self._noise(epoch, first, rows)[:, :n])
+        return Race(k, self.s_min, s_max, self._noise(epoch, first, rows)[:, :n])
 
     def _noise(self, epoch: int, first: int, rows: int) -> Tensor:
         """Exp(1), ``[rows, batch_size]``, for the batches from ``first`` on; drawn alike for all devices."""

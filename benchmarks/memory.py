@@ -2,7 +2,7 @@
 
 Counted by torch's own allocators, to the byte, what C++ takes for itself included. SAM may hold one copy of
 the parameters more than SGD, vSAM two; both also a copy of the running statistics. AUSAM holds SAM's copy and
-8 bytes for each sample of the training set, but the activations of ``alpha * K`` samples instead of ``K``.
+9 bytes for each sample of the training set, but the activations of ``alpha * K`` samples instead of ``K``.
 """
 
 from collections.abc import Callable

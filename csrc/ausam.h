@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -87,6 +88,12 @@ struct Vector {
 template <class T>
 Vector<T> vector_of(const Tensor& t) {
   return {static_cast<T*>(t.data_ptr()), t.numel() > 1 ? t.stride(0) : 1};
+}
+
+// Of no memory where there is no tensor.
+template <class T>
+Vector<T> vector_of(const std::optional<Tensor>& t) {
+  return t ? vector_of<T>(*t) : Vector<T>{nullptr, 0};
 }
 
 }  // namespace ausam

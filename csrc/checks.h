@@ -22,17 +22,23 @@ inline void check_like(const Tensor& t, const Tensor& like, const char* what) {
 }
 
 inline void check_table(const Tensor& total, const Tensor& count, const Tensor& index,
-                        const std::optional<Tensor>& invalid) {
+                        const std::optional<Tensor>& invalid, const std::optional<Tensor>& tried) {
   STD_TORCH_CHECK(is_table(total.scalar_type()) && total.dim() == 1, "total: one float dimension");
   STD_TORCH_CHECK(count.scalar_type() == ScalarType::Int && same_shape(count, total),
                   "count: int32 of the shape of total");
   STD_TORCH_CHECK(is_index(index.scalar_type()), "index: int32 or int64");
   check_same_device(count, total, "count");
   check_same_device(index, total, "index");
-  if (!invalid) return;
-  STD_TORCH_CHECK(invalid->scalar_type() == ScalarType::Int && invalid->dim() == 0,
-                  "invalid: int32 of no dimension");
-  check_same_device(*invalid, total, "invalid");
+  if (invalid) {
+    STD_TORCH_CHECK(invalid->scalar_type() == ScalarType::Int && invalid->dim() == 0,
+                    "invalid: int32 of no dimension");
+    check_same_device(*invalid, total, "invalid");
+  }
+  if (tried) {
+    STD_TORCH_CHECK(tried->scalar_type() == ScalarType::Byte && same_shape(*tried, total),
+                    "tried: uint8 of the shape of total");
+    check_same_device(*tried, total, "tried");
+  }
 }
 
 inline void check_visits(const Tensor& total, const Tensor& index, const Tensor& loss,

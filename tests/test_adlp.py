@@ -22,6 +22,78 @@ def test_mean_over_visits(backend):
     assert len(adlp) == 5 and repr(adlp) == "ADLP(5, device='cpu')"
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+class Faulty:
+    """A batch of 40 samples: 0 and 1 never have a finite loss, 2 has a DLP of 0, and all others one above."""
+
+    def __init__(self, faulty=(NAN, INF)):
+        self.adlp = ADLP(40)
+        self.batches = AUSAMBatchSampler(self.adlp, 40, warmup_epochs=0)
+        self.loss = torch.zeros(40)
+        self.loss[:2] = torch.tensor(faulty)
+        self.perturbed = torch.linspace(1, 2, 40).index_fill(0, torch.tensor([2]), 0)
+        self.drawn = torch.zeros(40)
+
+    def visit(self, index):
+        self.drawn[index] += 1
+        self.adlp.update(index, self.loss[index], self.perturbed[index])
+
+    def epoch(self, epoch, way):
+        self.batches.set_epoch(epoch)
+        if way == "plan":
+            (row,) = self.batches
+            self.visit(torch.tensor(row))
+        else:
+            index = torch.randperm(40, generator=torch.Generator().manual_seed(epoch))
+            self.visit(index[self.batches.select(index)])
+
+
+@pytest.mark.parametrize("way", ["plan", "select"])
+def test_a_sample_whose_loss_is_never_finite_is_drawn_at_the_lowest_rate(backend, way):
+    run, epochs = Faulty(), 1000
+    for epoch in range(epochs):
+        run.epoch(epoch, way)
+    rate = run.drawn / epochs
+    assert (rate[:2] - rate[2]).abs().max() < 5 * (2 * 0.13 * 0.87 / epochs) ** 0.5  # five standard errors
+    assert rate[2] < 0.2 and rate[3:].min() > 0.4
+    assert run.adlp.tried.tolist() == [1, 1] + [0] * 38
+    assert run.adlp.count[:2].tolist() == [0, 0] and run.adlp.mean()[:2].isnan().all()
+
+
+@pytest.mark.parametrize("way", ["plan", "select"])
+def test_a_sample_whose_loss_becomes_finite_is_as_any_other(backend, way):
+    """Drawn as one of DLP 0 until then, and afterwards as if its first visit had been that one."""
+    run, twin = Faulty(), Faulty((0.0, 0.0))
+    twin.perturbed[:2] = 0
+    for epoch in range(40):
+        if epoch == 20:
+            for each in (run, twin):
+                each.loss[:2], each.perturbed[:2] = 0, 3
+                each.adlp.count[:2] = each.adlp.total[:2] = 0  # those of the twin's visits before
+                each.visit(torch.tensor([0, 1]))
+        run.epoch(epoch, way)
+        twin.epoch(epoch, way)
+        assert torch.equal(run.drawn, twin.drawn)
+    assert run.adlp.mean()[:2].tolist() == [3, 3] and run.drawn[:2].min() > 10
+
+
+def test_a_sample_that_was_never_tried_still_counts_as_the_highest(backend):
+    adlp = ADLP(4)
+    adlp.update(torch.tensor([0, 1]), torch.tensor([0.0, NAN]), torch.ones(2))
+    index, noise = torch.arange(4), torch.ones(4)
+    kept = [adlp.sample(index, k, s_min=0.1, s_max=1.0, noise=noise).tolist() for k in (3, 4)]
+    assert kept == [[0, 2, 3], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_overflow_of_the_batch_marks_no_sample(backend, skip):
+    adlp = ADLP(3)
+    adlp.update(torch.tensor([0, 1]), torch.tensor([NAN, 0.0]), torch.ones(2), skip=torch.tensor(skip))
+    assert adlp.tried.tolist() == [0, 0, 0] and adlp.count.tolist() == [0, int(not skip), 0]
+
+
 def test_losses_of_a_graph_leave_no_graph(backend):
     adlp = ADLP(3)
     loss = torch.ones(2, requires_grad=True)
@@ -84,24 +156,48 @@ def test_bad_size(n, error):
 
 def test_state_goes_through_a_file(tmp_path):
     a, b = ADLP(4), ADLP(4)
-    a.update(torch.tensor([0, 2]), torch.zeros(2), torch.tensor([0.1, 0.7]))
+    a.update(torch.tensor([0, 2, 3]), torch.zeros(3), torch.tensor([0.1, 0.7, NAN]))
     torch.save(a.state_dict(), tmp_path / "adlp.pt")
     b.load_state_dict(torch.load(tmp_path / "adlp.pt", weights_only=True))
     assert same_bits(a.total, b.total) and torch.equal(a.count, b.count)
-    a.update(torch.tensor([0]), torch.zeros(1), torch.ones(1))
-    assert b.count.tolist() == [1, 0, 1, 0]  # a copy
+    assert a.tried.tolist() == b.tried.tolist() == [0, 0, 0, 1]
+    a.update(torch.tensor([0, 1]), torch.zeros(2), torch.tensor([1.0, NAN]))
+    assert b.count.tolist() == [1, 0, 1, 0] and b.tried.tolist() == [0, 0, 0, 1]  # a copy
+
+
+def test_a_state_from_before_there_were_marks(tmp_path):
+    old = {"version": 2, "total": torch.tensor([0.5, 0, 0]), "count": torch.tensor([2, 0, 0]).int()}
+    adlp = ADLP(3)
+    adlp.update(torch.tensor([0, 1]), torch.tensor([NAN, INF]), torch.ones(2))
+    adlp.load_state_dict(old)
+    assert adlp.mean()[0] == 0.25 and adlp.count.tolist() == [2, 0, 0] and adlp.tried.tolist() == [0, 0, 0]
+    adlp.update(torch.tensor([1]), torch.tensor([NAN]), torch.ones(1))
+    new = adlp.state_dict()
+    assert new["version"] == 3 and new["tried"].tolist() == [0, 1, 0]
+
+
+def test_all_of_the_table_moves():
+    adlp = ADLP(3).to("meta")
+    assert {t.device.type for t in vars(adlp).values() if isinstance(t, torch.Tensor)} == {"meta"}
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         (
-            {"total": torch.zeros(5), "count": torch.zeros(5, dtype=torch.int32)},
+            {
+                "total": torch.zeros(5),
+                "count": torch.zeros(5, dtype=torch.int32),
+                "tried": torch.zeros(5, dtype=torch.uint8),
+            },
             ValueError,
             r"4 samples.*\(5,\)",
         ),
         ({"version": 99}, ValueError, "version: .*99"),
+        ({"tried": torch.zeros(5, dtype=torch.uint8)}, ValueError, r"^tried: .*4 samples.*\(5,\)"),
+        ({"version": 1}, ValueError, "version: .*1"),
         ({"count": None}, KeyError, "count"),
+        ({"tried": None}, KeyError, "tried"),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
@@ -179,7 +275,8 @@ class Run:
         seen = []
         while len(seen) < steps:
             for index, _ in self.batches.indexed(self.loader):
-                self.adlp.update(index, torch.zeros(len(index)), index / 203 + self.batches.epoch)
+                loss = torch.zeros(len(index)).masked_fill(index % 5 == 0, NAN)  # for ever
+                self.adlp.update(index, loss, index / 203 + self.batches.epoch)
                 seen.append(index.tolist())
                 if len(seen) == steps:
                     break
@@ -217,6 +314,7 @@ def test_training_goes_on_from_any_checkpoint(tmp_path, way, steps):
     assert resumed.train(20) == run.train(20)
     assert same_bits(resumed.adlp.total, run.adlp.total)
     assert torch.equal(resumed.adlp.count, run.adlp.count)
+    assert torch.equal(resumed.adlp.tried, run.adlp.tried) and run.adlp.tried.sum() == 41
 
 
 def test_the_state_has_the_same_keys_at_any_time():
@@ -226,8 +324,8 @@ def test_the_state_has_the_same_keys_at_any_time():
     assert {name: state.keys() for name, state in run.state().items()} == keys
 
 
-def test_a_table_that_is_loaded_takes_8_bytes_a_sample():
+def test_a_table_that_is_loaded_takes_9_bytes_a_sample():
     adlp = ADLP(4)
     adlp.load_state_dict(ADLP(4).state_dict())
     tensors = [v for v in vars(adlp).values() if isinstance(v, (torch.Tensor, tuple))]
-    assert sum(t.numel() * t.element_size() for t in tensors) == 8 * 4
+    assert sum(t.numel() * t.element_size() for t in tensors) == 9 * 4

@@ -91,6 +91,12 @@ TABLE = [
     ("invalid", torch.zeros(1, dtype=INT), ValueError, "(1,)"),
     ("invalid", torch.zeros((), dtype=INT, device=META), ValueError, "meta"),
     ("invalid", 0, TypeError, "0"),
+    ("tried", torch.zeros(10, dtype=torch.bool), TypeError, "torch.bool"),
+    ("tried", torch.zeros(10, dtype=INT), TypeError, "torch.int32"),
+    ("tried", torch.zeros(9, dtype=torch.uint8), ValueError, "(9,)"),
+    ("tried", torch.zeros(1, 10, dtype=torch.uint8), ValueError, "(1, 10)"),
+    ("tried", torch.zeros(10, dtype=torch.uint8, device=META), ValueError, "meta"),
+    ("tried", [0] * 10, TypeError, "[0, 0"),
 ]
 RACE = [
     *numbers("s_min", 0, 0.0, -0.1),
@@ -292,6 +298,13 @@ def test_kernels_called_past_the_python_functions_are_safe(name):
         short["scale"] = torch.tensor(0.5)
     with pytest.raises((RuntimeError, ValueError)):
         getattr(torch.ops.ausam_ext, name)(**short)
+
+
+@pytest.mark.parametrize("name", ["adlp_update_", "adlp_sample"])
+@pytest.mark.parametrize("tried", [torch.zeros(2, dtype=torch.uint8), torch.zeros(10, dtype=torch.bool)])
+def test_kernels_called_past_the_python_functions_check_what_is_optional(name, tried):
+    with pytest.raises((RuntimeError, ValueError, TypeError), match="tried: "):
+        getattr(torch.ops.ausam_ext, name)(**good(name), tried=tried)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def assert_close(compiled, eager):
     if eager.adlp is not None:
         torch.testing.assert_close(compiled.adlp.total, eager.adlp.total, rtol=1e-3, atol=1e-6)
         assert torch.equal(compiled.adlp.count, eager.adlp.count)
+        assert torch.equal(compiled.adlp.tried, eager.adlp.tried)
 
 
 @pytest.mark.parametrize("method", ["SAM", "AUSAM", "VSAM"])

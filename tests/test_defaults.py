@@ -18,7 +18,7 @@ ARGUMENTS = {
     ADLP.sync: "self, group=None",
     AUSAMBatchSampler: (
         "adlp, batch_size, alpha=0.5, *, s_min=0.1, s_max=1.0, warmup_epochs=30, full_epochs=1, "
-        "shuffle=True, drop_last=False, seed=0, rank=None, num_replicas=None"
+        "shuffle=True, drop_last=False, seed=0, rank=None, num_replicas=None, epochs=None"
     ),
     AUSAMBatchSampler.set_epoch: "self, epoch",
     AUSAMBatchSampler.indexed: "self, loader",
@@ -42,9 +42,9 @@ ARGUMENTS = {
     RateController.update: "self",
     # The operators
     ops.dlp: "loss, loss_perturbed",
-    ops.adlp_update_: "total, count, index, loss, loss_perturbed, *, invalid=None",
+    ops.adlp_update_: "total, count, index, loss, loss_perturbed, *, invalid=None, tried=None",
     ops.subset_sample: f"scores, k, *, s_min=0.1, s_max=1.0, {NOISE}",
-    ops.adlp_sample: f"total, count, index, k, *, s_min=0.1, s_max=1.0, {NOISE}, invalid=None",
+    ops.adlp_sample: f"total, count, index, k, *, s_min=0.1, s_max=1.0, {NOISE}, invalid=None, tried=None",
     ops.subset_weights: "scores, positions, noise, *, s_min=0.1, s_max=1.0",
     ops.sliced_variance: "norms, slices",
     ops.perturb_: "params, grads, backups, rho, *, adaptive=False, maximize=False, norm=None",

@@ -132,7 +132,7 @@ class AUSAM(Training):
         return loss.detach()
 
     def state(self):
-        return [*super().state(), *(t.clone() for t in (self.adlp.total, self.adlp.count))]
+        return [*super().state(), *(t.clone() for t in (self.adlp.total, self.adlp.count, self.adlp.tried))]
 
 
 def run(training, steps, step):

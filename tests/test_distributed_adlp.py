@@ -90,6 +90,28 @@ def test_processes_merge_to_the_table_of_one_and_share_a_checkpoint(tmp_path, fr
     assert later[0]["count"].sum() > 2 * (N + 1)
 
 
+NAN = float("nan")
+
+
+def _tried(rank, folder):
+    adlp = ADLP(5)
+    for _ in range(2):  # nothing is added up
+        adlp.update(torch.tensor([rank, 2 + rank]), torch.tensor([NAN, 0.0]), torch.ones(2))
+        adlp.sync()
+        assert adlp.tried.tolist() == [1, 1, 0, 0, 0]
+    assert adlp.count.tolist() == [0, 0, 2, 2, 0]
+    loaded = ADLP(5)
+    loaded.load_state_dict(adlp.state_dict())
+    if rank:  # one process tries another sample, and has a finite DLP of the first
+        loaded.update(torch.tensor([0, 4]), torch.tensor([0.0, NAN]), torch.ones(2))
+    loaded.sync()
+    assert loaded.tried.tolist() == [1, 1, 0, 0, 1] and loaded.count.tolist() == [1, 0, 2, 2, 0]
+
+
+def test_a_sample_that_one_process_tried_is_tried_on_all(tmp_path, free_port):
+    assert run(_tried, 2, free_port, tmp_path) == [0, 0]
+
+
 def _refused(rank, folder):
     with pytest.raises(ValueError, match=r"one length, got \[5, 6\] samples"):
         ADLP(5 + rank).sync()

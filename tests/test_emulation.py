@@ -136,6 +136,7 @@ def races(folder):
         ("unwritten_shared", "shared memory that nothing has been written to"),
         ("within_warp", "shared memory"),
         ("count_threads", "global memory"),
+        ("one_place", "global memory"),
         ("across_blocks", "global memory"),
     ],
 )

@@ -390,6 +390,21 @@ def test_vsam_after_a_clip_that_did_nothing_or_an_average_by_hand():
             change()
 
 
+def test_vsam_with_hooks_that_clip_both_gradients():
+    """Both passes alike: the PSF is that of what is trained."""
+    model, (x, y) = mlp(), batch()
+    vsam = VSAM(model, warmup_steps=2)
+    for p in model.parameters():
+        p.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+    for _ in range(4):
+        closure_of(model, x, y)()
+        if vsam.decide():
+            with vsam.perturbed():
+                closure_of(model, x, y)()
+        else:
+            vsam.reuse_()
+
+
 def test_sam_after_clipping_the_first_gradient_by_its_norm():
     """Only its direction counts."""
     gradients, (x, y) = [], batch(dtype=torch.float64)

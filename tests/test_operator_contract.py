@@ -30,6 +30,10 @@ def invalid():
     return torch.zeros((), dtype=torch.int32)
 
 
+def tried():
+    return torch.randint(0, 2, (20,), dtype=torch.uint8)
+
+
 def sample_inputs(name, dtype=torch.float32):
     """Arguments for torch.ops.ausam_ext.<name>: one set of samples for every test of this module."""
     index, rows = torch.randint(0, 20, (7,)), torch.randint(0, 20, (3, 8), dtype=torch.int32)
@@ -40,11 +44,14 @@ def sample_inputs(name, dtype=torch.float32):
         "adlp_update_": [
             ((*table(), index, *losses(dtype)), {}),
             ((*table(), index, *losses(dtype)), {"invalid": invalid()}),
+            ((*table(), index, *losses(dtype)), {"tried": tried()}),
+            ((*table(), index, *losses(dtype)), {"invalid": invalid(), "tried": tried()}),
         ],
         "subset_sample": [((torch.rand(3, 8), 4), weights)],
         "adlp_sample": [
             ((*table(), rows, 4), weights),
             ((*table(), rows, 4), {**weights, "invalid": invalid()}),
+            ((*table(), rows, 4), {**weights, "invalid": invalid(), "tried": tried()}),
         ],
         "subset_weights": [((torch.rand(3, 8), torch.tensor([[0, 3, 7], [1, 2, 3], [0, 4, 6]])), weights)],
         "sliced_variance": [((torch.rand(53), 5), {})],
@@ -135,7 +142,7 @@ def test_inductor_compiles_a_step_of_operators():
 
 
 MUTATED = {  # positions and names of what each operator changes
-    "adlp_update_": (0, 1, "invalid"),
+    "adlp_update_": (0, 1, "invalid", "tried"),
     "adlp_sample": ("invalid",),
     "perturb_": (0, 2),
     "restore_": (0,),

@@ -155,6 +155,50 @@ def test_the_choice_is_made_on_the_mean_dlp_with_the_ramp_of_s_max(monkeypatch):
     assert seen[0][0] == 1.0
 
 
+def s_max_of(monkeypatch, epoch, **options):
+    seen, sample = [], ops.subset_sample
+    spy = lambda *a, s_max, **o: seen.append(s_max) or sample(*a, s_max=s_max, **o)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "subset_sample", spy)
+        epoch_of(AUSAMBatchSampler(scored(), 64, s_min=0.1, s_max=1.1, **options), epoch)
+    return seen[0]
+
+
+def test_the_ramp_may_take_a_share_of_the_run(monkeypatch):
+    for epoch, share in ((1, 0.25), (3, 0.75), (4, 1), (9, 1)):
+        got = s_max_of(monkeypatch, epoch, epochs=10, warmup_epochs=0.4)
+        assert got == pytest.approx(0.1 + share)
+    assert s_max_of(monkeypatch, 1, epochs=10, warmup_epochs=4) == pytest.approx(0.1 + 0.25)
+    assert s_max_of(monkeypatch, 1, epochs=1, warmup_epochs=0.5) == pytest.approx(1.1)
+
+
+def test_a_run_that_ends_before_s_max_is_reached_is_told():
+    with pytest.warns(
+        UserWarning, match=r"s_max is reached in epoch warmup_epochs = 30, and the run ends after 10"
+    ):
+        AUSAMBatchSampler(scored(), 64, epochs=10)
+    AUSAMBatchSampler(scored(), 64, epochs=31)
+    AUSAMBatchSampler(scored(), 64, epochs=1, warmup_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"warmup_epochs": 0.3}, ValueError, r"epochs: expected the length of the run, .* got None"),
+        ({"warmup_epochs": 1.0, "epochs": 10}, ValueError, "warmup_epochs: expected a number of epochs"),
+        ({"warmup_epochs": 0.0, "epochs": 10}, ValueError, "warmup_epochs: .* got 0.0"),
+        ({"warmup_epochs": math.nan, "epochs": 10}, ValueError, "warmup_epochs: .* got nan"),
+        ({"warmup_epochs": -1}, ValueError, "warmup_epochs: expected an integer at least 0, got -1"),
+        ({"warmup_epochs": "1"}, TypeError, "warmup_epochs: expected a number"),
+        ({"epochs": 0}, ValueError, "epochs: expected an integer at least 1, got 0"),
+        ({"epochs": 1.5}, TypeError, "epochs: expected an integer"),
+    ],
+)  # fmt: skip
+def test_ramps_that_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        AUSAMBatchSampler(scored(), 64, **options)
+
+
 def test_high_scores_are_kept_more_often():
     adlp = ADLP(256)
     adlp.update(torch.arange(256), torch.zeros(256), torch.arange(256.0))

@@ -158,6 +158,26 @@ def test_adlp_sample_is_subset_sample_of_the_means(backend, table_dtype, index_d
     assert (got.diff(dim=-1) > 0).all()
 
 
+@pytest.mark.parametrize("table_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("shape", [(1,), (13,), (6, 31), (2, 3, 8), (35000,)])
+def test_a_sample_tried_in_vain_scores_0(backend, table_dtype, index_dtype, shape):
+    total = torch.rand(50, dtype=table_dtype) * 3 + 1  # 0 is the lowest
+    count = torch.randint(0, 3, (50,), dtype=torch.int32)
+    total[count == 0] = 0
+    tried = torch.randint(0, 2, (50, 2), dtype=torch.uint8)[:, 1]  # with and without a finite DLP
+    index = torch.randint(-1, 51, shape, dtype=index_dtype)
+    inside = (index >= 0) & (index < 50)
+    i = index.where(inside, 0).long()
+    scores = (total[i] / count[i]).where(inside, NAN)
+    scores[inside & (count[i] == 0) & (tried[i] == 1)] = 0
+    noise, k = exponential(*shape), max(1, shape[-1] // 2)
+    before, invalid = tried.clone(), torch.zeros((), dtype=torch.int32)
+    got = ops.adlp_sample(total, count, index, k, noise=noise, invalid=invalid, tried=tried)
+    assert torch.equal(got, oracle(scores, k, 0.1, 1.0, noise))
+    assert torch.equal(tried, before) and invalid.item() == (~inside).sum()
+
+
 def test_strided_inputs(backend):
     scores, noise = torch.rand(40, 6).t(), exponential(6, 80)[:, ::2]
     expected = ops.subset_sample(scores.contiguous(), 11, noise=noise.contiguous())

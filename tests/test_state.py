@@ -153,7 +153,8 @@ def unchanged(state):
 
 BAD = [
     ("adlp", lambda: ADLP(SAMPLES + 1), unchanged, ValueError, r"301 samples, got one of \(300,\)"),
-    ("adlp", None, change("count", value=torch.zeros(7, dtype=torch.int32)), ValueError, "samples"),
+    ("adlp", None, change("count", value=torch.zeros(7, dtype=torch.int32)), ValueError, "^count: .*samples"),
+    ("adlp", None, change("tried", value=torch.zeros(7, dtype=torch.uint8)), ValueError, "^tried: .*samples"),
     ("vsam", other_vsam(other_model()), unchanged, ValueError, r"psf\[0\]: .*\(31, 8\), got \(32, 8\)"),
     ("vsam", other_vsam(nn.Linear(8, 32)), unchanged, ValueError, "psf: expected 2 parameters, got 6"),
     ("vsam", other_vsam(window=20), unchanged, ValueError, "window: expected 10, of the state, got 20"),
@@ -177,7 +178,7 @@ BAD = [
 for name in ("adlp", "vsam", "batches", "controller"):
     BAD.append((name, None, change("version", value=99), ValueError, r"version: expected \d, got 99"))
 KEYS = {
-    "adlp": ("version", "total", "count"),
+    "adlp": ("version", "total", "count", "tried"),
     "batches": ("version", "epoch", "position", "seed"),
     "controller": ("version", "s", "observed", "count"),
     "vsam": (

@@ -74,13 +74,53 @@ def test_update_is_the_same_sum_on_every_backend_and_number_of_threads(threads):
     assert all(same_bits(t, tables[0][0]) and torch.equal(c, tables[0][1]) for t, c in tables)
 
 
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("table_dtype", TABLE)
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("n", [0, 1, 127, 1025, 40009])
+def test_update_marks_what_it_does_not_record(backend, dtype, table_dtype, index_dtype, n):
+    samples = 53
+    table = torch.rand(samples, dtype=table_dtype), torch.randint(0, 9, (samples,), dtype=torch.int32)
+    index = torch.randint(-1, samples + 1, (n,), dtype=index_dtype)
+    a, b = torch.randn(n).to(dtype), torch.randn(n).to(dtype)
+    never = index % 3 == 0  # many visits of one sample, so that several threads mark it
+    a[never] = torch.tensor([NAN, INF, -INF])[torch.randint(0, 3, (int(never.sum()),))].to(dtype)
+    b[-3:] = NAN
+    failed = ~(b.double() - a.double()).isfinite()
+    both = torch.zeros(samples, 2, dtype=torch.uint8)
+    tried = both[:, 1]
+    tried[[5, 9]] = 1  # by an earlier call: stays
+    expected = torch.zeros(samples, dtype=torch.uint8)
+    expected[[5, 9, *(i for i in index[failed].tolist() if 0 <= i < samples)]] = 1
+    invalid, recorded = torch.zeros((), dtype=torch.int32), [t.clone() for t in table]
+    exact_total, exact_count = visits(*table, index, a, b)
+    ops.adlp_update_(*table, index, a, b, invalid=invalid, tried=tried)
+    ops.adlp_update_(*recorded, index, a, b, invalid=invalid)
+    assert torch.equal(tried, expected) and not both[:, 0].any()
+    assert torch.equal(table[1], exact_count) and torch.equal(recorded[1], exact_count)
+    torch.testing.assert_close(table[0].double(), exact_total, rtol=1e-5, atol=0)
+    assert n > 1024 or same_bits(table[0], recorded[0])
+
+
+def test_marks_do_not_depend_on_the_number_of_threads(threads):
+    samples, n = 977, 200_000
+    index, a, b = torch.randint(0, samples, (n,)), torch.randn(n), torch.randn(n)
+    a[index % 2 == 0] = NAN
+    for run in (1, 2, 5, 8):
+        threads(run)
+        tried = torch.zeros(samples, dtype=torch.uint8)
+        ops.adlp_update_(
+            torch.zeros(samples), torch.zeros(samples, dtype=torch.int32), index, a, b, tried=tried
+        )
+        assert torch.equal(tried, (torch.arange(samples) % 2 == 0).to(torch.uint8))
+
+
 def test_a_dlp_too_large_for_the_table_is_not_recorded(backend):
-    total, count = torch.zeros(2), torch.zeros(2, dtype=torch.int32)
+    total, count, tried = torch.zeros(2), torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.uint8)
     loss = torch.zeros(2, dtype=torch.float64)
-    ops.adlp_update_(
-        total, count, torch.tensor([0, 1]), loss, torch.tensor([1e300, 2.0], dtype=torch.float64)
-    )
-    assert total.tolist() == [0, 2] and count.tolist() == [0, 1]
+    perturbed = torch.tensor([1e300, 2.0], dtype=torch.float64)
+    ops.adlp_update_(total, count, torch.tensor([0, 1]), loss, perturbed, tried=tried)
+    assert total.tolist() == [0, 2] and count.tolist() == [0, 1] and tried.tolist() == [1, 0]
 
 
 def test_update_of_strided_tensors(backend):

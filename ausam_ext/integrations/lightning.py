@@ -1,5 +1,6 @@
 """SAM, vSAM and AUSAM in PyTorch Lightning's automatic optimization, for any LightningModule."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
 from .. import guards
+from ..importance import HandedOut
 from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
@@ -25,6 +27,9 @@ except ModuleNotFoundError:  # the same under its older name
     from pytorch_lightning.utilities.signature_utils import (  # type: ignore[import-not-found, unused-ignore]
         is_param_in_hook_signature,
     )
+
+
+_RATE = 0.3  # of second passes: the least that the papers' runs have on average
 
 
 class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
@@ -55,7 +60,8 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._sam_state: dict[str, Any] | None = None  # of a checkpoint, until there is a `sam`
         self._input: tuple[Any, int] | None = None  # the batch and its number
         self._records: list[tuple[Tensor, Tensor]] = []  # index and loss, of this batch or of the second pass
-        self._accumulated: list[tuple[Any, int]] = []  # what this step's gradient is of
+        # What this step's gradient is of, and as which batch AUSAM knows it, for its weights.
+        self._accumulated: list[tuple[Any, int, HandedOut | None]] = []
         self._first: list[tuple[Tensor, Tensor]] = []  # and the records of its first pass
 
     def record(self, index: Tensor, loss: Tensor) -> None:
@@ -107,6 +113,10 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             self.batches.adlp.to(pl_module.device)
         self._load_sam_state()
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if isinstance(self.sam, VSAM):  # here, as it would load the data where that is not loaded yet
+            _warn_of_a_low_rate(self.sam, trainer.estimated_stepping_batches)
+
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self.batches is not None:  # for select(); a loader's is set already
             self.batches.set_epoch(trainer.current_epoch)
@@ -125,7 +135,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """The batch takes part in the step: without a loss, or where nothing is trained, it would not."""
         if self._input is not None:  # the first pass
-            self._accumulated.append(self._input)
+            self._accumulated.append((*self._input, self.batches._handed if self.batches else None))
             self._first += self._records
             self._input = None
 
@@ -147,7 +157,9 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             self.sam.reuse_()
             return
         with self.sam.perturbed(), torch.enable_grad(), _without_logs(pl_module):
-            for i, (batch, batch_idx) in enumerate(inputs):
+            for i, (batch, batch_idx, handed) in enumerate(inputs):
+                if self.batches is not None:
+                    self.batches._handed = handed
                 last = i == len(inputs) - 1
                 with nullcontext() if last else _no_sync(trainer.strategy):
                     self._second_pass(trainer, pl_module, optimizer, batch, batch_idx)
@@ -191,6 +203,19 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         if isinstance(self.sam, VSAM) and self._sam_state is not None:
             self.sam.load_state_dict(self._sam_state)
             self._sam_state = None
+
+
+def _warn_of_a_low_rate(vsam: VSAM, steps: float) -> None:
+    """The rate grows by 4 % in a window of steps at the most, where it was measured."""
+    controller = vsam.controller
+    windows = (steps - vsam.warmup_steps) / controller.window
+    if controller.alpha > 0 and windows > 0 and controller.rate * 1.04 ** min(windows, 999) < _RATE:
+        warnings.warn(
+            f"VSAM: starts with a second pass in {controller.rate:.0%} of the steps, and {steps} steps are "
+            f"too few to get from there to {_RATE:.0%}, which the papers' runs have on average or more; give "
+            "it initial_rate=0.34",
+            stacklevel=2,
+        )
 
 
 @contextmanager

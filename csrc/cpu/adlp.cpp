@@ -44,9 +44,10 @@ Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
 // its entries in the order of `index`: no atomics, and the sums do not depend on the number of
 // threads.
 template <class T, class I, class L>
-void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector<I> index,
-             Vector<L> loss, Vector<L> loss_perturbed, int64_t n) {
+void scatter(Vector<T> total, Vector<int32_t> count, Vector<uint8_t> tried, int64_t num_samples,
+             Vector<I> index, Vector<L> loss, Vector<L> loss_perturbed, int64_t n) {
   auto visit = [&](int64_t first, int64_t last, auto&& record, auto&&... columns) {
+    bool all_finite = true;
     int64_t asked = n < kGrain ? 0 : n - kAhead;  // few visits find the table in the cache
     for (int64_t j = 0; j < n; ++j) {
       if (j < asked)
@@ -56,31 +57,42 @@ void scatter(Vector<T> total, Vector<int32_t> count, int64_t num_samples, Vector
       T d = static_cast<T>(dlp_of(loss[j], loss_perturbed[j]));
       bool finite = std::abs(d) <= std::numeric_limits<T>::max();
       record(i, finite ? d : 0, finite);
+      all_finite &= finite;
     }
+    return all_finite;
   };
   auto add = [&](int64_t i, T d, bool) { total[i] += d; };
   auto tally = [&](int64_t i, T, bool finite) { count[i] += finite; };
+  auto mark = [&](int64_t i, T, bool finite) {
+    if (!finite) tried[i] = 1;
+  };
   int64_t threads = n < kGrain ? 1 : torch::stable::get_num_threads();
-  if (threads == 1)
-    return visit(
+  if (threads == 1) {
+    bool all_finite = visit(
         0, num_samples,
         [&](int64_t i, T d, bool finite) {
           add(i, d, finite);
           tally(i, d, finite);
         },
         total, count);
+    if (tried.data && !all_finite) visit(0, num_samples, mark);
+    return;
+  }
   int64_t ranges = std::clamp<int64_t>(threads / 2, 1, kMaxRanges);
   torch::stable::parallel_for(0, 2 * ranges, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       int64_t r = task / 2, first = num_samples * r / ranges, last = num_samples * (r + 1) / ranges;
-      task % 2 ? visit(first, last, tally, count) : visit(first, last, add, total);
+      bool all_finite =
+          task % 2 ? visit(first, last, tally, count) : visit(first, last, add, total);
+      if (task % 2 && tried.data && !all_finite) visit(first, last, mark);
     }
   });
 }
 
 void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor& loss,
-                  const Tensor& loss_perturbed, std::optional<Tensor> invalid) {
-  check_table(total, count, index, invalid);
+                  const Tensor& loss_perturbed, std::optional<Tensor> invalid,
+                  std::optional<Tensor> tried) {
+  check_table(total, count, index, invalid, tried);
   check_visits(total, index, loss, loss_perturbed);
 
   int64_t n = index.numel(), num_samples = total.numel();
@@ -90,8 +102,8 @@ void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor&
     dispatch_table(total.scalar_type(), [&](auto t) {
       dispatch_floating(loss.scalar_type(), [&](auto l) {
         using L = const decltype(l);
-        scatter(vector_of<decltype(t)>(total), vector_of<int32_t>(count), num_samples, idx,
-                vector_of<L>(loss), vector_of<L>(loss_perturbed), n);
+        scatter(vector_of<decltype(t)>(total), vector_of<int32_t>(count), vector_of<uint8_t>(tried),
+                num_samples, idx, vector_of<L>(loss), vector_of<L>(loss_perturbed), n);
       });
     });
   });

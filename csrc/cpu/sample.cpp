@@ -138,8 +138,9 @@ Tensor subset_sample(const Tensor& scores, int64_t k, double s_min, double s_max
 }
 
 Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index, int64_t k,
-                   double s_min, double s_max, const Tensor& noise, std::optional<Tensor> invalid) {
-  check_table(total, count, index, invalid);
+                   double s_min, double s_max, const Tensor& noise, std::optional<Tensor> invalid,
+                   std::optional<Tensor> tried) {
+  check_table(total, count, index, invalid, tried);
   check_sample(index, noise, k, s_min, s_max);
   NoGrad no_grad;
   Tensor idx = torch::stable::contiguous(index), e = torch::stable::contiguous(noise);
@@ -150,14 +151,20 @@ Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index
     return dispatch_table(total.scalar_type(), [&](auto t_) {
       auto sums = vector_of<const decltype(t_)>(total);
       auto visits = vector_of<const int32_t>(count);
+      auto marks = vector_of<const uint8_t>(tried);
       return sample(
           idx, e, k, s_min, s_max, [=](int64_t row, int64_t begin, int64_t end, float* score) {
-            for (int64_t j = begin; j < end; ++j) {
-              auto at = i[row * n + j];
-              // 0 / 0, which is NaN, where never visited
-              *score++ = is_outside(at, num_samples) ? std::numeric_limits<float>::quiet_NaN()
-                                                     : static_cast<float>(sums[at] / visits[at]);
-            }
+            auto* at = i + row * n + begin;
+            // 0 / 0, which is NaN, where never visited
+            for (int64_t j = 0; j < end - begin; ++j)
+              score[j] = is_outside(at[j], num_samples)
+                             ? std::numeric_limits<float>::quiet_NaN()
+                             : static_cast<float>(sums[at[j]] / visits[at[j]]);
+            if (!marks.data || all_visited(score, end - begin)) return;
+            for (int64_t j = 0; j < end - begin; ++j)  // apart: the loop above waits for no branch
+              if (!(std::abs(score[j]) <= kMax) && !is_outside(at[j], num_samples) &&
+                  visits[at[j]] == 0 && marks[at[j]])
+                score[j] = 0;
           });
     });
   });

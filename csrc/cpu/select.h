@@ -33,6 +33,12 @@ AUSAM_SIMD inline Range range_of(const float* score, int64_t n) {
   return r;
 }
 
+AUSAM_SIMD inline bool all_visited(const float* score, int64_t n) {
+  bool all = true;
+  for (int64_t j = 0; j < n; ++j) all &= std::abs(score[j]) <= kMax;
+  return all;
+}
+
 // A key as an integer of the same order. NaN (from a NaN in the noise) counts as -inf, and -0 as 0.
 inline int32_t ordered(float key) {
   key = key == key ? key + 0.0f : -kInf;

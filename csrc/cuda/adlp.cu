@@ -28,8 +28,9 @@ Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
 }
 
 void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor& loss,
-                  const Tensor& loss_perturbed, std::optional<Tensor> invalid) {
-  check_table(total, count, index, invalid);
+                  const Tensor& loss_perturbed, std::optional<Tensor> invalid,
+                  std::optional<Tensor> tried) {
+  check_table(total, count, index, invalid, tried);
   check_visits(total, index, loss, loss_perturbed);
   DeviceOf device(total);
   dispatch_table(total.scalar_type(), [&](auto t) {
@@ -44,11 +45,12 @@ void adlp_update_(Tensor total, Tensor count, const Tensor& index, const Tensor&
         auto idx = vector_of<const I>(index);
         auto a = vector_of<const L>(loss);
         auto b = vector_of<const L>(loss_perturbed);
+        auto marks = vector_of<uint8_t>(tried);
         int64_t n = index.numel();
         Visits<T, I, L> v{
-            sums.data,          visits.data, idx.data, a.data,   b.data,        sums.stride,
-            visits.stride,      idx.stride,  a.stride, b.stride, total.numel(), n,
-            counter_of(invalid)};
+            sums.data,           visits.data, idx.data,    a.data,   b.data,        sums.stride,
+            visits.stride,       idx.stride,  a.stride,    b.stride, total.numel(), n,
+            counter_of(invalid), marks.data,  marks.stride};
         if (n <= kOrderedVisits)
           device.launch(update_in_order<A, T, I, L>, blocks_for(n, kOrderedThreads),
                         kOrderedThreads, n * sizeof(int64_t), v);

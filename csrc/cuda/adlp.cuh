@@ -28,8 +28,15 @@ struct Visits {
   int64_t total_stride, count_stride, index_stride, loss_stride, loss_perturbed_stride;
   int64_t num_samples, n;
   int32_t* invalid;  // counts indices outside the table; may be null
+  uint8_t* tried;    // [num_samples], with a stride; may be null
+  int64_t tried_stride;
   __device__ int64_t sample(int64_t j) const { return index[j * index_stride]; }
   __device__ bool outside(int64_t i) const { return i < 0 || i >= num_samples; }
+  // Several threads may write the same to one byte, for which there are no atomics: a volatile
+  // store is a relaxed one in PTX's memory model, and no race.
+  __device__ void mark(int64_t i) const {
+    if (tried) *const_cast<volatile uint8_t*>(tried + i * tried_stride) = 1;
+  }
 };
 
 // The DLP in the dtype of the table; false where it is not finite and so not recorded.
@@ -63,10 +70,13 @@ __global__ void update_in_order(Visits<T, I, L> v) {
   T total = v.total[i * v.total_stride];
   int32_t visits = 0;
   for (int visit = j; visit < n; ++visit) {
+    if (samples[visit] != i) continue;
     T d;
-    if (samples[visit] == i && dlp_of_visit<A>(v, visit, d)) {
+    if (dlp_of_visit<A>(v, visit, d)) {
       total += d;
       ++visits;
+    } else {
+      v.mark(i);
     }
   }
   v.total[i * v.total_stride] = total;
@@ -88,6 +98,8 @@ __global__ void update_by_atomics(Visits<T, I, L> v) {
   if (dlp_of_visit<A>(v, j, d)) {
     atomicAdd(v.total + i * v.total_stride, d);
     atomicAdd(v.count + i * v.count_stride, 1);
+  } else {
+    v.mark(i);
   }
 }
 

@@ -81,8 +81,9 @@ Tensor subset_sample(const Tensor& scores, int64_t k, double s_min, double s_max
 }
 
 Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index, int64_t k,
-                   double s_min, double s_max, const Tensor& noise, std::optional<Tensor> invalid) {
-  check_table(total, count, index, invalid);
+                   double s_min, double s_max, const Tensor& noise, std::optional<Tensor> invalid,
+                   std::optional<Tensor> tried) {
+  check_table(total, count, index, invalid, tried);
   check_sample(index, noise, k, s_min, s_max);
   NoGrad no_grad;
   Tensor idx = torch::stable::contiguous(index), e = torch::stable::contiguous(noise);
@@ -92,9 +93,10 @@ Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index
       using I = decltype(i);
       auto sums = vector_of<const T>(total);
       auto visits = vector_of<const int32_t>(count);
-      Means<T, I> means{sums.data,          visits.data,   sums.stride,
-                        visits.stride,      total.numel(), static_cast<const I*>(idx.data_ptr()),
-                        counter_of(invalid)};
+      auto marks = vector_of<const uint8_t>(tried);
+      Means<T, I> means{sums.data,           visits.data,   sums.stride,
+                        visits.stride,       total.numel(), static_cast<const I*>(idx.data_ptr()),
+                        counter_of(invalid), marks.data,    marks.stride};
       return sample(idx, e, k, s_min, s_max, means);
     });
   });

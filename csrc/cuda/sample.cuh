@@ -17,21 +17,26 @@ struct Scores {
   __device__ float operator()(int64_t at) const { return static_cast<float>(scores[at]); }
 };
 
-// ...or gathered as means over visits (Eq. 6): 0 / 0, which is NaN, where never visited.
+// ...or gathered as means over visits (Eq. 6): 0 / 0, which is NaN, where never visited, and 0
+// where no visit had a finite DLP.
 template <class T, class I>
 struct Means {
   const T* total;        // [num_samples], with a stride
   const int32_t* count;  // [num_samples], with a stride
   int64_t total_stride, count_stride, num_samples;
-  const I* index;    // [rows, n]
-  int32_t* invalid;  // counts indices outside the table; may be null
+  const I* index;        // [rows, n]
+  int32_t* invalid;      // counts indices outside the table; may be null
+  const uint8_t* tried;  // [num_samples], with a stride; may be null
+  int64_t tried_stride;
   __device__ float operator()(int64_t at) const {
     int64_t i = index[at];
     if (i < 0 || i >= num_samples) {
       if (invalid) atomicAdd(invalid, 1);
       return __int_as_float(0x7fc00000);
     }
-    return static_cast<float>(total[i * total_stride] / static_cast<T>(count[i * count_stride]));
+    int32_t visits = count[i * count_stride];
+    if (visits == 0 && tried && tried[i * tried_stride]) return 0;
+    return static_cast<float>(total[i * total_stride] / static_cast<T>(visits));
   }
 };
 

@@ -22,7 +22,10 @@ VARIANTS = {
     "contracted": ["-O2", "-ffp-contract=fast", "-mfma"],
     "asan": ["-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     # g++ announces all loads and stores; races.cpp listens in the place of ThreadSanitizer's runtime.
-    "races": ["-ffp-contract=off", "-fsanitize=thread", "-DEMULATION_RACES"],
+    "races": [
+        *("-ffp-contract=off", "-fsanitize=thread", "--param=tsan-distinguish-volatile=1"),
+        "-DEMULATION_RACES",
+    ],
 }
 
 LONG_TABLES = "-long-tables"  # appended to a variant: as CUDA 12.1 and later compile list.cuh

@@ -143,6 +143,15 @@ __global__ void count_threads(int* data) {
     atomicAdd(data, 1);
 }
 
+// All threads write the same. The mistake: not by relaxed stores.
+template <bool broken>
+__global__ void one_place(int* data) {
+  if (broken)
+    data[0] = 1;
+  else
+    *const_cast<volatile int*>(data) = 1;
+}
+
 // Several blocks. The mistake: a block reads what another one writes.
 template <bool broken>
 __global__ void across_blocks(int* data) {
@@ -187,6 +196,7 @@ KERNEL(outside_shared)
 KERNEL(outside_global)
 KERNEL(misaligned)
 KERNEL(count_threads)
+KERNEL(one_place)
 KERNEL(across_blocks)
 KERNEL(rounding)
 

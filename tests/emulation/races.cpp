@@ -2,7 +2,8 @@
 // checked against the barriers of CUDA instead of those of the host. Two accesses to one byte, one
 // of them a write, not both atomic, have to be in different launches, or in one block with a
 // barrier between, or in one warp with an operation of the whole warp between. (Atomic operations
-// order nothing, nor do warp operations with part of a mask.) Reported whatever the schedule.
+// order nothing, nor do warp operations with part of a mask. Volatile accesses are such too: PTX
+// has them as relaxed ones.) Reported whatever the schedule.
 #include "races.h"
 
 #ifdef EMULATION_RACES
@@ -172,11 +173,15 @@ void warp_synchronized(int warp, unsigned mask) {
   CALLED void __tsan_##name(void* at) {                                               \
     emulation::access(at, bytes, emulation::Kind::kind, __builtin_return_address(0)); \
   }
-#define ACCESSES(bytes)                       \
-  ACCESS(read##bytes, bytes, kRead)           \
-  ACCESS(write##bytes, bytes, kWrite)         \
-  ACCESS(unaligned_read##bytes, bytes, kRead) \
-  ACCESS(unaligned_write##bytes, bytes, kWrite)
+#define ACCESSES(bytes)                                  \
+  ACCESS(read##bytes, bytes, kRead)                      \
+  ACCESS(write##bytes, bytes, kWrite)                    \
+  ACCESS(unaligned_read##bytes, bytes, kRead)            \
+  ACCESS(unaligned_write##bytes, bytes, kWrite)          \
+  ACCESS(volatile_read##bytes, bytes, kAtomic)           \
+  ACCESS(volatile_write##bytes, bytes, kAtomic)          \
+  ACCESS(unaligned_volatile_read##bytes, bytes, kAtomic) \
+  ACCESS(unaligned_volatile_write##bytes, bytes, kAtomic)
 ACCESSES(1)
 ACCESSES(2)
 ACCESSES(4)

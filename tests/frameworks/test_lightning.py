@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -308,6 +309,32 @@ def test_what_the_table_holds(tmp_path, accumulate):
     assert torch.equal(state["callback"]["adlp"]["total"], expected)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_importance_weights_are_the_same_in_both_passes(tmp_path, accumulate):
+    """The second pass runs on accumulated batches that are not the last which was handed out."""
+    batches = AUSAMBatchSampler(ADLP(210), 30, warmup_epochs=0)
+    callback, seen = SAMCallback(METHODS["SAM"], batches), []
+
+    class Weighs(Indexed):
+        def training_step(self, batch):
+            index, (x, y) = batch
+            loss = F.cross_entropy(self.net(x), y, reduction="none")
+            self.callback.record(index, loss)
+            seen.append((self.current_epoch, *index.tolist(), *batches.weights(index).tolist()))
+            return {"loss": (loss * batches.weights(index)).mean()}
+
+    model = Weighs()
+    model.callback = callback
+    fit(
+        tmp_path,
+        model,
+        [callback],
+        IndexedLoader(DataLoader(digits(210), batch_sampler=batches)),
+        accumulate_grad_batches=accumulate,
+    )
+    assert len(seen) == 2 * 21 and len(set(seen)) == 21 and seen.count(seen[-1]) == 2
+
+
 def test_two_processes_share_each_epoch_and_end_with_one_table(tmp_path):
     worker = Path(__file__).with_name("ddp_worker.py")
     subprocess.run([sys.executable, str(worker), str(tmp_path)], check=True, timeout=240, cwd=tmp_path)
@@ -360,6 +387,19 @@ class Manual(Net):
     def __init__(self):
         super().__init__()
         self.automatic_optimization = False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [({}, True), ({"initial_rate": 0.34}, False), ({"alpha": 0.0}, False), ({"warmup_steps": 99}, False)],
+)
+def test_a_run_that_is_too_short_for_the_rate_it_starts_from(tmp_path, arguments, warned):
+    callback = SAMCallback(lambda m: VSAM(m, **{"warmup_steps": 2, **arguments}))
+    expected = pytest.warns(
+        UserWarning, match=r"in 2% of the steps, and 21 steps are too few .*initial_rate=0\.34"
+    )
+    with expected if warned else nullcontext():
+        fit(tmp_path, Net(), [callback], DataLoader(digits(210), batch_size=30))
 
 
 def test_what_is_refused(tmp_path):

@@ -29,8 +29,8 @@ def check_sampling():
 def check_statistics():
     index, loss, loss_perturbed = torch.randperm(N)[:K], torch.rand(K), torch.rand(K)
     tables = [(torch.zeros(N), torch.zeros(N, dtype=torch.int32)) for _ in range(2)]
-    invalid = torch.zeros((), dtype=torch.int32)
-    ops.adlp_update_(*tables[0], index, loss, loss_perturbed, invalid=invalid)  # an optional argument given
+    given = {"invalid": torch.zeros((), dtype=torch.int32), "tried": torch.zeros(N, dtype=torch.uint8)}
+    ops.adlp_update_(*tables[0], index, loss, loss_perturbed, **given)  # optional arguments given
     reference.adlp_update_(*tables[1], index, loss, loss_perturbed)  # and left out
     torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=0)
     assert tables[0][1].sum() == K
