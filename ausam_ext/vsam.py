@@ -45,8 +45,9 @@ class VSAM(SAM):
             after :meth:`reuse_`; the PSF is kept unscaled, and one that overflowed is not reused.
         alpha, window, slices, max_rate, initial_samples: as for :class:`RateController`. The rate moves by a
             few percent in a window of 50 iterations; with ``alpha=0`` it stays as it is.
-        initial_rate: the rate to start from, in place of ``initial_samples = initial_rate * window``. Runs of
-            up to some thousand iterations stay near it; the papers' runs have 0.3 to 0.43 on average.
+        initial_rate: the rate to start from, in place of ``initial_samples = initial_rate * window``. The
+            papers' runs have 0.3 to 0.43 on average, which the default does not reach within thousands of
+            iterations; runs of fewer than 20,000 are best at 0.34 with ``alpha=0``.
         bounded: reuse no more of the PSF than there is of the gradient: times ``min(1, ||g|| / ||g at the
             sample||)``, with norms over all parameters that have a PSF. (Eq. 17 adds it whole, which can make
             a run diverge whose gradients vary much in size, as without normalisation layers.)

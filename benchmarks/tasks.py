@@ -71,10 +71,10 @@ def long_tailed(seed: int, validation: bool) -> Split:
     return Images(train.x[rows], train.y[rows]), test
 
 
-def fashion(seed: int, validation: bool) -> Split:
-    """2,000 training images."""
+def fashion(seed: int, validation: bool, size: int = 2000) -> Split:
+    """``size`` training images."""
     x, y = _fashion_mnist("train")
-    rows = torch.randperm(50_000, generator=torch.Generator().manual_seed(seed))[:2000]
+    rows = torch.randperm(50_000, generator=torch.Generator().manual_seed(seed))[:size]
     test = (x[50_000:], y[50_000:]) if validation else _fashion_mnist("t10k")
     mean, std = x[rows].mean(), x[rows].std()
     return Images((x[rows] - mean) / std, y[rows]), Images((test[0] - mean) / std, test[1])

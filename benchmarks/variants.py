@@ -41,10 +41,7 @@ class Variant:
 
 
 HALF = {"alpha": 0.5}
-FIXED_RATE = {
-    "alpha": 0.0,
-    "initial_samples": 17,
-}  # 17 of 50 steps: 0.34, amid the averages of vSAM's Table 3
+FIXED_RATE = {"alpha": 0.0, "initial_rate": 0.34}  # amid the averages of vSAM's Table 3
 
 VARIANTS = {
     "SGD": Variant(sam=False),

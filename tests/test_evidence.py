@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))  # last: the package is the installed one
 
 pytest.importorskip("sklearn")
 
-from benchmarks import accuracy, choosing, gradient_error, start_rate, tasks, variants  # noqa: E402
+from benchmarks import accuracy, bounded, choosing, gradient_error, start_rate, tasks, variants  # noqa: E402
 
 ROWS = json.loads(accuracy.RESULTS.read_text(encoding="utf-8"))["rows"]
 
@@ -70,6 +70,17 @@ def test_what_the_page_says_in_words():
             )
             < 2
         )
+
+
+def test_what_the_page_says_of_a_bounded_reuse():
+    rows = json.loads(bounded.RESULTS.read_text(encoding="utf-8"))["rows"]
+    plain, limited, none = list(bounded.METHODS)[1:]
+    of = {(r["task"], r["method"]): r["accuracy"] for r in rows}
+    broken = {key: sum(v < bounded.BROKEN for v in values) for key, values in of.items()}
+    assert {len(values) for values in of.values()} == {len(bounded.SEEDS), len(bounded.HARD_SEEDS)}
+    hard = bounded.HARD
+    assert broken[hard, plain] > broken[hard, limited] > broken[hard, none] == broken[hard, "SAM"] == 0
+    assert min(of[hard, none]) > 80 and not any(n for (task, _), n in broken.items() if task != hard)
 
 
 def row(values, part="settings", **others):
