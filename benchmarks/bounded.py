@@ -1,9 +1,9 @@
 """``python -m benchmarks.bounded``: vSAM with the reuse bounded, where gradients vary much in size.
 
-A network without BatchNorm at a rate of 0.34, and the demo's beside it. It goes on where it was stopped. Written
-down before the runs on test images: 10 seeds with the settings that a diverging run was reported with; as none
-of these diverged, 20 with twice its learning rate and half its epochs, at which on validation images (seeds 100
-to 105) vSAM broke once in six runs, bounded as well as not, and SAM never.
+A network without BatchNorm at a rate of 0.34, and the demo's beside it. It goes on where it was stopped.
+Written down before the runs on test images: 10 seeds with the settings of a diverging run that was reported;
+as none of these diverged, 20 with twice its learning rate and half its epochs, at which on validation images
+(seeds 100 to 105) vSAM broke once in six runs, bounded as well as not, and SAM never.
 """
 
 import argparse
