@@ -72,10 +72,15 @@ class GradientWatch:
     def start(self, in_closure: bool = False) -> None:
         """What is in ``.grad`` now has to be cleared before the next first pass."""
         p = self._probe
-        if p is None or not p.requires_grad or p.grad is None:
+        grad = None if p is None or not p.requires_grad else p.grad
+        if grad is None:
             p = self._choose()
+            grad = None if p is None else p.grad
         self._made, self._open = None, self._clips
-        self._left = None if p is None or self._is_capturing() else p.grad
+        if grad is not None and grad is self._left and in_closure:  # watched since the last step
+            self._version, self._steps = grad._version, -1
+            return
+        self._left = None if self._is_capturing() else grad
         if self._left is not None:
             self._version, self._nonzero, self._added = self._left._version, None, False
             self._steps = -1 if in_closure else guards.steps()

@@ -4,7 +4,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,15 @@ LBFGS_REFUSED = (
 )
 
 INSIDE: list[Any] = []  # each SAM whose weights are perturbed now
-LEFT: "WeakSet[Any]" = WeakSet()  # each SAM whose gradient no optimizer has used yet
+_left: dict[int, ref[Any]] = {}  # each SAM whose gradient no optimizer has used yet, by id
 MADE: "WeakSet[Any]" = WeakSet()  # every SAM
 _SEARCHING: list[LBFGS] = []  # whose closure runs now
 _NAMED = 10  # as many as one message names
 _registrations = 0  # of parameters and modules, anywhere
 _steps = 0  # of any optimizer
 _optimizers: "WeakValueDictionary[int, Any]" = WeakValueDictionary()  # by id, all that a scaler keeps of them
-_fitting: "WeakKeyDictionary[Any, WeakKeyDictionary[Optimizer, Any]]" = WeakKeyDictionary()  # of each SAM
+# A SAM and an optimizer that were compared, by id, and how they were then.
+_fitting: dict[tuple[int, int], tuple[ref[Any], ref[Optimizer], Any]] = {}
 
 
 def trains(optimizer: Any, params: Iterable[nn.Parameter]) -> bool:
@@ -110,7 +111,7 @@ def _before_step(
         )
     if not torch.compiler.is_compiling():
         _steps += 1
-        if LEFT:
+        if _left:
             _check_optimizer(optimizer)
     if isinstance(optimizer, LBFGS):
         # Refused only where SAM is called in it: a model may be trained by both, one after the other.
@@ -119,21 +120,37 @@ def _before_step(
     return None
 
 
+def leave(sam: Any) -> None:
+    """The next optimizer that trains its weights uses this SAM's gradient."""
+    _left[id(sam)] = ref(sam)
+
+
 def _check_optimizer(optimizer: Optimizer) -> None:
     """Compares an optimizer with the SAM whose gradient it is going to use; once, while neither changes."""
-    _optimizers[id(optimizer)] = optimizer
     groups = [(len(group["params"]), group.get("maximize")) for group in optimizer.param_groups]
-    for sam in list(LEFT):
-        facts, seen = (groups, sam.maximize), _fitting.setdefault(sam, WeakKeyDictionary())
-        if seen.get(optimizer) != facts:
+    for key, reference in list(_left.items()):
+        sam = reference()
+        if sam is None:
+            del _left[key]
+            continue
+        facts, pair = (groups, sam.maximize), (key, id(optimizer))
+        then = _fitting.get(pair)
+        if then is None or then[2] != facts or then[0]() is not sam or then[1]() is not optimizer:
             if not trains(optimizer, sam._params):
                 continue
-            refuse_other_direction(optimizer, sam)
-            warn_of_others(optimizer)
-            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            sam._watch.suspect([p for p in sam._perturbed if id(p) not in own and p.grad is not None])
-            seen[optimizer] = facts
-        LEFT.discard(sam)
+            _compare(optimizer, sam)
+            for gone in [pair for pair, (a, b, _) in _fitting.items() if a() is None or b() is None]:
+                del _fitting[gone]
+            _fitting[pair] = (reference, ref(optimizer), facts)
+        del _left[key]
+
+
+def _compare(optimizer: Optimizer, sam: Any) -> None:
+    _optimizers[id(optimizer)] = optimizer
+    refuse_other_direction(optimizer, sam)
+    warn_of_others(optimizer)
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    sam._watch.suspect([p for p in sam._perturbed if id(p) not in own and p.grad is not None])
 
 
 def refuse_other_direction(optimizer: Any, sam: Any) -> None:
@@ -165,7 +182,7 @@ def warn_of_others(optimizer: Any) -> None:
             f"optimizer: trains parameters that no SAM was given: {names_of(optimizer, others)}. Their "
             "gradient is the sum of both passes; give SAM all modules that are trained, as in SAM([model, "
             "criterion]), and params= if only some are to be perturbed",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

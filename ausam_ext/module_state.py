@@ -67,6 +67,8 @@ class ModuleState:
             self._look = self._has_to_look()
             for large, t in self._watched:
                 large.before(t, self._look)
+        if not self._small:
+            return [], []
         tensors = [t for _, t in self._small]
         return tensors, self._copies.of([key for key, _ in self._small], tensors)
 

@@ -334,7 +334,7 @@ class SAM:
         """``.grad`` holds what the optimizer is to use."""
         if not torch.compiler.is_compiling():
             self._watch.start()
-            guards.LEFT.add(self)
+            guards.leave(self)
 
     @torch.no_grad()
     def _note_overflow(self, norm: Tensor, grads: list[Tensor]) -> None:
