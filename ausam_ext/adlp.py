@@ -69,9 +69,9 @@ class ADLP:
             skip: 0-d bool, on the device of the losses: record nothing if it is true. ``SAM.overflow``, where
                 the gradients are scaled.
 
-        A DLP that is not finite is not recorded, and its sample marked as tried; not where ``skip`` is given,
-        as the overflow of a whole batch says nothing of a sample. No gradient is kept and nothing is
-        synchronised.
+        A DLP that is not finite is not recorded, and its sample marked as tried; if ``skip`` is given, only
+        samples whose ``loss`` is not finite, as an overflow of the gradients says nothing of a sample. No
+        gradient is kept and nothing is synchronised.
 
         Raises:
             TypeError, ValueError: the arguments do not fit each other.
@@ -84,15 +84,23 @@ class ADLP:
                 "loss_perturbed: expected the losses at w + epsilon, got the tensor given as loss, or one "
                 "in its memory; clone() the first losses if the second pass writes to the same buffer"
             )
-        tried: Tensor | None = self.tried
-        if skip is not None:
-            tried = None
-            checks.tensor("skip", skip, [torch.bool], dim=0)
-            checks.tensor("loss_perturbed", loss_perturbed, checks.FLOATING)
-            loss_perturbed = loss_perturbed.detach().masked_fill(skip, math.nan)
-        ops.adlp_update_(
-            self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid, tried=tried
-        )
+        if skip is None:
+            ops.adlp_update_(
+                self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid, tried=self.tried
+            )
+            return
+        checks.tensor("skip", skip, [torch.bool], dim=0)
+        checks.tensor("loss_perturbed", loss_perturbed, checks.FLOATING)
+        loss_perturbed = loss_perturbed.detach().masked_fill(skip, math.nan)
+        ops.adlp_update_(self.total, self.count, index, loss, loss_perturbed, invalid=self._invalid)
+        self._mark(index, ~loss.detach().isfinite())
+
+    def _mark(self, index: Tensor, failed: Tensor) -> None:
+        """Marks samples as tried, apart from an update in which no DLP is finite."""
+        last = len(self) - 1
+        inside = (index >= 0) & (index <= last)
+        marks = (failed & inside).to(self.tried.dtype)
+        self.tried.scatter_reduce_(0, index.clamp(0, last).long(), marks, "amax")
 
     def place(self, index: Tensor) -> Tensor:
         """``index`` on the device of the table."""

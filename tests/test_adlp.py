@@ -88,10 +88,15 @@ def test_a_sample_that_was_never_tried_still_counts_as_the_highest(backend):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_an_overflow_of_the_batch_marks_no_sample(backend, skip):
-    adlp = ADLP(3)
-    adlp.update(torch.tensor([0, 1]), torch.tensor([NAN, 0.0]), torch.ones(2), skip=torch.tensor(skip))
-    assert adlp.tried.tolist() == [0, 0, 0] and adlp.count.tolist() == [0, int(not skip), 0]
+def test_an_overflow_of_the_gradients_marks_only_samples_whose_own_loss_failed(backend, skip):
+    """Which may be why they overflowed, and would be drawn at the highest rate for ever."""
+    adlp = ADLP(4)
+    loss, loss_perturbed = torch.tensor([NAN, 0.0, 1.0]), torch.tensor([1.0, 2.0, INF])
+    adlp.update(torch.tensor([0, 1, 2]), loss, loss_perturbed, skip=torch.tensor(skip))
+    assert adlp.tried.tolist() == [1, 0, 0, 0] and adlp.count.tolist() == [0, int(not skip), 0, 0]
+    with pytest.raises(IndexError):
+        adlp.update(torch.tensor([1, 4]), loss[:2], loss_perturbed[:2], skip=torch.tensor(skip))
+    assert adlp.tried.tolist() == [1, 0, 0, 0]
 
 
 def test_losses_of_a_graph_leave_no_graph(backend):
