@@ -139,9 +139,9 @@ class GradientWatch:
         self._nonzero = nonzero if self._nonzero is None else self._nonzero & nonzero
 
     def _is_still_there(self, left: Tensor) -> bool:
-        """Unless it was cleared, or the loop wrote another gradient in its place."""
-        moved = left._version > self._version + self._unheard
-        return not self._was_cleared(left) and (self._added or not moved)
+        """A backward pass added to it; otherwise the loop may have put it there anew."""
+        added = self._added or (self._unheard > 0 and left._version == self._version + self._unheard)
+        return added and not self._was_cleared(left)
 
     def _was_cleared(self, left: Tensor) -> bool:
         """In place: nothing else writes to it after a step, or in a closure before its backward pass."""

@@ -312,6 +312,24 @@ def test_the_first_closure_does_not_clear_what_was_there(sam_of):
         sam_of(model).backward(closure)
 
 
+def test_gradients_of_the_loop_that_are_the_same_tensors_each_time(sam_of):
+    """As a captured graph fills them, of whose writes torch knows nothing."""
+    model = mlp()
+    sam, optimizer = sam_of(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    static = [torch.randn_like(p) for p in model.parameters()]
+
+    def replay():
+        for p, g in zip(model.parameters(), static, strict=True):
+            p.grad = g
+
+    for _ in range(3):
+        replay()
+        with sam.perturbed():
+            replay()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 @pytest.mark.parametrize("write", [lambda p, g: p.grad.copy_(g), lambda p, g: setattr(p, "grad", g)])
 def test_gradients_that_the_loop_writes_itself(sam_of, write):
     """As torch.autograd.grad() and torch.func give them, into memory that is the same each time."""
