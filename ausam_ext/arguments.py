@@ -91,7 +91,7 @@ def members(name: str, params: Any, known: Sequence[nn.Parameter]) -> list[nn.Pa
 
 
 def group(value: Any, known: Sequence[nn.Parameter]) -> dict[str, Any]:
-    """A group of parameters with a radius of its own."""
+    """A group of parameters and its radius."""
     if not isinstance(value, dict) or set(value) != {"params", "rho"}:
         got = f"keys {sorted(map(str, value))}" if isinstance(value, dict) else repr(value)
         raise TypeError(f'groups: expected dicts with the keys "params" and "rho", got {got}')

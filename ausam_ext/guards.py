@@ -71,8 +71,8 @@ def refuse_cached_weights(what: str) -> None:
     """Torch computes each parametrised weight once in such a block: the second pass would see the first's."""
     if parametrize._cache_enabled:
         raise RuntimeError(
-            f"{what}: inside parametrize.cached(), whose weights stay as the first pass computed them; give "
-            "each pass a cached() block of its own"
+            f"{what}: inside parametrize.cached(), whose weights stay as the first pass computed them; open "
+            "a cached() block in each pass"
         )
 
 

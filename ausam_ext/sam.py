@@ -45,7 +45,7 @@ class SAM:
     Args:
         model: the module to train, as the training loop calls it: wrapped by ``DistributedDataParallel``,
             ``fully_shard`` or ``torch.compile`` if it is. Or several, such as a model and a loss that has
-            weights. All their trained weights get the gradient of the second pass alone. Parameters are
+            weights. All their trained weights get only the gradient of the second pass. Parameters are
             looked up once, here; a model that gets others needs a new one.
         rho: radius of the perturbation, in units of the weights, not below 0.
         adaptive: ASAM's perturbation, relative to the size of each weight; use a ``rho`` about ten times as

@@ -157,7 +157,11 @@ def test_the_choice_is_made_on_the_mean_dlp_with_the_ramp_of_s_max(monkeypatch):
 
 def s_max_of(monkeypatch, epoch, **options):
     seen, sample = [], ops.subset_sample
-    spy = lambda *a, s_max, **o: seen.append(s_max) or sample(*a, s_max=s_max, **o)  # noqa: E731
+
+    def spy(*args, s_max, **options):
+        seen.append(s_max)
+        return sample(*args, s_max=s_max, **options)
+
     with monkeypatch.context() as patch:
         patch.setattr(ops, "subset_sample", spy)
         epoch_of(AUSAMBatchSampler(scored(), 64, s_min=0.1, s_max=1.1, **options), epoch)

@@ -120,7 +120,10 @@ def test_unbiased_by_quadrature(backend, row, k):
 
 def test_the_quadrature_can_tell_weights_apart(monkeypatch):
     weights = ops.subset_weights
-    plain = lambda *a, **o: torch.ones_like(weights(*a, **o))  # noqa: E731
+
+    def plain(*args, **options):
+        return torch.ones_like(weights(*args, **options))
+
     monkeypatch.setattr(ops, "subset_weights", plain)
     mean = expected_weights(torch.tensor(ROWS["random"]), 3)
     assert mean.min() < 0.5 and mean.max() > 1.3
