@@ -96,3 +96,4 @@ def main(folder):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    dist.destroy_process_group()  # else its threads may outlive what they use, and abort the process
