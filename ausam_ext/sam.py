@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import arguments, checks, guards, ops
-from .copies import Copies, mark_unwritten, were_written
+from .away import Away
+from .copies import Copies
 from .gradient_watch import GradientWatch
 from .module_state import ModuleState
 from .sharding import drop_gathered, gatherers, global_norm, is_sharded, local
@@ -18,6 +19,7 @@ from .shared_memory import SharedMemory, flat, owns_its_memory
 
 Closure = Callable[[], Tensor]
 
+_RandomState = dict[int | None, Tensor]  # of the CPU's generator, under None, and of GPUs'
 _VERSION = 1
 
 
@@ -140,26 +142,17 @@ class SAM:
         weights, grads, places = self._merged(places)
         backups = self._backups.of(places, weights)
         state, copies = self._state.before()
-        moved, kept = False, []
         try:
-            if not torch.compiler.is_compiling():
-                mark_unwritten(backups)
-            if state:
-                ops.restore_(copies, state)
-            norm = self._ascend(weights, grads, backups, places)
-            del grads  # frees them before the second pass
-            guards.INSIDE.append(self)
-            moved = True
-            _drop_casts()
-            kept = self._clear()
-            yield
+            with Away(self, [*state, *weights], [*copies, *backups]) as away:
+                if state:
+                    ops.restore_(copies, state)
+                norm = self._ascend(weights, grads, backups, places)
+                del grads  # frees them before the second pass
+                away.arrived()
+                kept = self._clear()
+                yield
         finally:
-            if self in guards.INSIDE:
-                guards.INSIDE.remove(self)
-            if moved or were_written(backups):  # a KeyboardInterrupt may come at the end of the ascent
-                ops.restore_([*weights, *state], [*backups, *copies])
             drop_gathered(self._gatherers)
-            _drop_casts()
             self._state.after()
         new = [p.grad for p in self._params if p.requires_grad and p.grad is not None]
         if kept:
@@ -201,11 +194,7 @@ class SAM:
             for ddp in self._ddps if per_process else ():
                 first.enter_context(ddp.no_sync())
             loss = self._first_pass(closure).clone()  # the second pass may write to the same memory
-        with self.perturbed():
-            if masks is not None:
-                _set_random_state(masks)
-            loss_perturbed = run(closure)
-        return loss, loss_perturbed
+        return loss, self._second_pass(closure, masks)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing but its kind: SAM keeps nothing from step to step. So that it can be saved as VSAM can."""
@@ -270,6 +259,12 @@ class SAM:
         if not torch.compiler.is_compiling():
             self._watch.start(in_closure=True)
         return run(closure)
+
+    def _second_pass(self, closure: Closure, masks: _RandomState | None) -> Tensor:
+        with self.perturbed():
+            if masks is not None:
+                _set_random_state(masks)
+            return run(closure)
 
     def _merged(self, places: list[int]) -> tuple[list[Tensor], list[Tensor], list[int]]:
         """Weights and gradients of the parameters at ``places``, and for each the place whose radius it has.
@@ -350,20 +345,13 @@ class SAM:
     def _local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [local(t) for t in tensors] if self._sharded else list(tensors)
 
-    def _random_state(self) -> dict[int | None, Tensor]:
+    def _random_state(self) -> _RandomState:
         """Of the CPU's generator and of those of the model's GPUs."""
         gpus = {p.device.index for p in self._params if p.is_cuda}
         return {None: torch.get_rng_state(), **{i: torch.cuda.get_rng_state(i) for i in gpus}}
 
 
-def _drop_casts() -> None:
-    """Autocast keeps what it cast for as long as its block lasts: the weights before the change. (Compiled
-    code keeps nothing, and Dynamo of torch 2.11 does not know the call.)"""
-    if not torch.compiler.is_compiling():
-        torch.clear_autocast_cache()
-
-
-def _set_random_state(state: dict[int | None, Tensor]) -> None:
+def _set_random_state(state: _RandomState) -> None:
     for gpu, value in state.items():
         torch.set_rng_state(value) if gpu is None else torch.cuda.set_rng_state(value, gpu)
 
