@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import checks
+
+Model: TypeAlias = nn.Module | Iterable[nn.Module]
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 

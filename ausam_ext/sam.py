@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,16 @@ Closure = Callable[[], Tensor]
 
 _RandomState = dict[int | None, Tensor]  # of the CPU's generator, under None, and of GPUs'
 _VERSION = 1
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of :class:`SAM`, which the methods on it take too."""
+
+    adaptive: bool
+    params: Iterable[nn.Parameter] | None
+    maximize: bool
+    groups: Sequence[dict[str, Any]]
+    scaler: torch.amp.GradScaler | None
 
 
 class SAM:
@@ -71,7 +81,7 @@ class SAM:
     @arguments.explained
     def __init__(
         self,
-        model: nn.Module | Iterable[nn.Module],
+        model: arguments.Model,
         rho: float = 0.05,
         *,
         adaptive: bool = False,

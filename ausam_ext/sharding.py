@@ -49,14 +49,33 @@ def global_norm(tensors: Sequence[Tensor], factors: Sequence[Tensor] | None = No
             dtype = accumulation_dtype([part])
             part = part.to(dtype) * local(factors[i]).to(dtype)
         groups.setdefault((_spread(t), part.device, part.dtype), []).append(part)
-    total = torch.zeros((), dtype=torch.float64, device=local(tensors[0]).device)
+    squares = []
     for (spread, _, _), parts in groups.items():
         norms = torch._foreach_norm(parts, 2, accumulation_dtype(parts))
-        square = torch.stack(norms).double().square().sum()
+        squares.append((spread, torch.stack(norms).double().square().sum()))
+    return _total(squares, local(tensors[0]).device).sqrt()
+
+
+@torch.no_grad()
+def global_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """``<a, b>`` over all tensors and processes, as :func:`global_norm`."""
+    groups: dict[Any, list[Tensor]] = {}
+    for x, y in zip(a, b, strict=True):
+        part, other = local(x), local(y)
+        dtype = accumulation_dtype([part])
+        groups.setdefault((_spread(x), part.device, dtype), []).append((part.to(dtype) * other).sum())
+    sums = [(spread, torch.stack(parts).double().sum()) for (spread, _, _), parts in groups.items()]
+    return _total(sums, local(a[0]).device)
+
+
+def _total(parts: Iterable[tuple[Any, Tensor]], device: torch.device) -> Tensor:
+    """The sum of 0-d tensors, each over the processes that it is spread over."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for spread, part in parts:
         for mesh, dim in spread:
-            dist.all_reduce(square, group=mesh.get_group(dim))
-        total += square.to(total.device)
-    return total.sqrt()
+            dist.all_reduce(part, group=mesh.get_group(dim))
+        total += part.to(device)
+    return total
 
 
 def _spread(t: Tensor) -> tuple[tuple[Any, int], ...]:

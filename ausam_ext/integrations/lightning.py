@@ -15,6 +15,7 @@ from ..importance import HandedOut
 from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
+from ..schedule import ScheduledSAM
 from ..vsam import VSAM
 
 try:
@@ -153,7 +154,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                 "training_step: expected it to call SAMCallback.record(index, loss), without which AUSAM's "
                 "table stays empty"
             )
-        if isinstance(self.sam, VSAM) and not self.sam.decide():
+        if isinstance(self.sam, ScheduledSAM) and not self.sam.decide():
             self.sam.reuse_()
             return
         with self.sam.perturbed(), torch.enable_grad(), _without_logs(pl_module):
@@ -189,7 +190,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         state: dict[str, Any] = {}
         if self.batches is not None:
             state["adlp"] = self.batches.adlp.state_dict()
-        if isinstance(self.sam, VSAM):
+        if isinstance(self.sam, ScheduledSAM):
             state["sam"] = self.sam.state_dict()
         return state
 
@@ -200,7 +201,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._load_sam_state()
 
     def _load_sam_state(self) -> None:
-        if isinstance(self.sam, VSAM) and self._sam_state is not None:
+        if isinstance(self.sam, ScheduledSAM) and self._sam_state is not None:
             self.sam.load_state_dict(self._sam_state)
             self._sam_state = None
 

@@ -10,8 +10,8 @@ from torch.optim import LBFGS, Optimizer
 
 from .. import guards
 from ..sam import SAM, Closure
+from ..schedule import ScheduledSAM
 from ..sharding import local
-from ..vsam import VSAM
 
 _NO_CLOSURE = (
     "step(): SAM runs the closure twice; give step() one that clears the gradients, runs forward and "
@@ -40,7 +40,8 @@ class SAMOptimizer(Optimizer):
 
     ``param_groups``, ``state``, ``defaults``, hooks and every other attribute are those of ``optimizer``, the
     same objects. Its hooks run around its own step, once, when ``.grad`` holds the SAM gradient: the place to
-    clip. ``state_dict()`` is the optimizer's, and for :class:`VSAM` has its state in addition, as ``"sam"``.
+    clip. ``state_dict()`` is the optimizer's, and has that of :class:`VSAM`, and of others that keep a state,
+    in addition, as ``"sam"``.
     ``get_state_dict`` and ``set_state_dict`` of ``torch.distributed.checkpoint`` take it with them, but with
     ``flatten_optimizer_state_dict=True`` save ``sam.state_dict()`` as an entry of its own. Copies and pickles
     keep what those of any optimizer do: no hooks, and no scheduler.
@@ -207,7 +208,7 @@ class SAMOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         state = self.optimizer.state_dict()
-        if not isinstance(self.sam, VSAM):
+        if not isinstance(self.sam, ScheduledSAM):
             return state
         sam = self.sam.state_dict()
         if _is_for_checkpoint():
@@ -222,8 +223,8 @@ class SAMOptimizer(Optimizer):
         """Restores :meth:`state_dict`. If this raises, nothing is changed.
 
         Raises:
-            KeyError: ``sam`` is a :class:`VSAM` whose state is missing.
-            ValueError: as for the optimizer and :class:`VSAM`.
+            KeyError: ``sam`` is a :class:`VSAM`, or another that keeps a state, which is missing.
+            ValueError: as for the optimizer and ``sam``.
         """
         state = dict(state_dict)
         sam = state.pop("sam", None)
@@ -233,15 +234,15 @@ class SAMOptimizer(Optimizer):
                 {key: value for key, value in group.items() if key != "sam"}
                 for group in state["param_groups"]
             ]
-        if sam is None and isinstance(self.sam, VSAM):
+        if sam is None and isinstance(self.sam, ScheduledSAM):
             raise KeyError(
-                "sam: the state of VSAM is missing: was it saved by the wrapped optimizer alone, or with "
-                "flatten_optimizer_state_dict=True?"
+                f"sam: the state of {type(self.sam).__name__} is missing: was it saved by the wrapped "
+                "optimizer alone, or with flatten_optimizer_state_dict=True?"
             )
         before = self.optimizer.state, self.optimizer.param_groups
         try:
             self.optimizer.load_state_dict(state)  # into new ones
-            if isinstance(self.sam, VSAM):
+            if isinstance(self.sam, ScheduledSAM):
                 self.sam.load_state_dict(sam)
         except BaseException:
             self.optimizer.state, self.optimizer.param_groups = before
