@@ -12,7 +12,7 @@ Cost: ``1 + mean p`` forwards and backwards, of SAM's 2. State: that of the gene
 the gradient within a sampled iteration.
 
 Source: Zhao, Zhang and Hu, "Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep
-Learning" (arXiv 2203.09962), whose schedules of ``p`` are functions here. The mix is that of the same authors'
+Learning" (arXiv 2203.09962), whose schedules of ``p`` are functions here. The mix is of the same authors'
 code for penalties on the gradient's norm; its option to mix ``g / ||g||`` instead of ``g`` is left out.
 """
 
