@@ -95,8 +95,7 @@ class ScheduledSAM(SAM):
     def decide(self) -> bool:
         """Whether this iteration takes the second pass: the same answer until the iteration ends."""
         self._count()
-        if not self._agreed:
-            self._agree()
+        self._agree()
         if self._decision is None:
             self._decision = self._decides()
         return self._decision
@@ -134,6 +133,8 @@ class ScheduledSAM(SAM):
         Returns:
             The losses at ``w`` and at ``w + epsilon``, detached; None for the second if one pass was taken.
         """
+        self._count()
+        self._agree()
         masks = self._random_state() if same_masks else None
         loss = self._first_pass(closure)
         if not self.decide():
@@ -177,6 +178,8 @@ class ScheduledSAM(SAM):
     def _agree(self) -> None:
         """Compares what the decisions depend on: processes that decide differently would add up gradients of
         different passes."""
+        if self._agreed:
+            return
         mine = {
             **self._arguments,
             "maximize": self.maximize,
