@@ -3,28 +3,11 @@
 import pytest
 import torch
 from baselines.flat import Flat, weights
-from helpers import same_bits
+from baselines.methods import equal, run
 from test_sam import batch, closure_of, mlp
 
 from ausam_ext import SAM
 from ausam_ext.baselines import PeriodicSAM
-
-
-def run(model, method, steps=11, lr=0.1):
-    """Trains with momentum; says which iterations took the second pass."""
-    optimizer, sampled = torch.optim.SGD(model.parameters(), lr, momentum=0.9), []
-    for step in range(steps):
-        closure = closure_of(model, *batch(seed=step, dtype=model[0].weight.dtype))
-        if method is None:
-            closure()
-        else:
-            sampled.append(method.backward(closure)[1] is not None)
-        optimizer.step()
-    return sampled
-
-
-def equal(a, b):
-    return all(same_bits(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("every", [2, 5])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from baselines.flat import Flat, Linear, Quadratic, weights
-from baselines.test_periodic import equal, run
+from baselines.methods import equal, run
 from test_sam import batch, mlp
 
 from ausam_ext import SAM
