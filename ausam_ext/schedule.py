@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import checks, guards
+from .agreement import refuse_differences
 from .arguments import Model
 from .sam import SAM, Closure, Options
-from .sharding import everyones, groups_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -180,18 +180,9 @@ class ScheduledSAM(SAM):
         different passes."""
         if self._agreed:
             return
-        mine = {
-            **self._arguments,
-            "maximize": self.maximize,
-            "progress": self._progress(),
-            "decision": self._decision,
-            **self._decided_by(),
-        }
-        groups = list(dict.fromkeys(ddp.process_group for ddp in self._ddps)) or groups_of(self._params)
-        for name, values in everyones(mine, groups).items():
-            if any(value != mine[name] for value in values):
-                kind = "argument" if name in self._arguments else "loaded state"
-                raise ValueError(f"{name}: expected the same {kind} in every process, got {values} by rank")
+        arguments = {**self._arguments, "maximize": self.maximize}
+        state = {"progress": self._progress(), "decision": self._decision, **self._decided_by()}
+        refuse_differences(arguments, state, self._ddps, self._params)
         self._agreed = True
 
     def __repr__(self) -> str:

@@ -1,13 +1,13 @@
 """vSAM: SAM's second pass only while the sharpness part of the gradient changes."""
 
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import arguments, checks, ops
+from .agreement import digest
 from .rate import RateController, samples_of
 from .reuse import ReusingSAM
 from .sharding import global_norm
@@ -137,7 +137,7 @@ class VSAM(ReusingSAM):
     def _decided_by(self) -> dict[str, Any]:
         return {
             "number of samples": self._controller.s,
-            "generator": blake2b(bytes(self._generator.get_state().tolist())).hexdigest(),
+            "generator": digest(self._generator),
         }
 
     def _counted(self) -> None:

@@ -17,13 +17,13 @@ code for penalties on the gradient's norm; its option to mix ``g / ||g||`` inste
 """
 
 from collections.abc import Callable
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import arguments, checks
+from ..agreement import digest
 from ..sam import Options
 from ..schedule import ScheduledSAM
 
@@ -71,7 +71,7 @@ class RandomizedSAM(ScheduledSAM):
         return torch.rand((), generator=self._generator, dtype=torch.float64, device="cpu").item() < rate
 
     def _decided_by(self) -> dict[str, Any]:
-        return {"generator": blake2b(bytes(self._generator.get_state().tolist())).hexdigest()}
+        return {"generator": digest(self._generator)}
 
     def _clear(self) -> list[tuple[Tensor, int]]:
         if self.weight != 1:
