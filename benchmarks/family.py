@@ -1,0 +1,255 @@
+"""A step of each method of `ausam_ext.baselines`, beside the passes that it cannot do without.
+
+Part of `python -m benchmarks.steps`. The ideal of a method that takes its second pass at times is SGD's and
+SAM's step, in the proportion in which it took both. That of another is a loop that does the same passes over
+as many samples, and nothing else.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
+
+from ausam_ext import SAM
+from ausam_ext.baselines import (
+    AESAM,
+    ESAM,
+    KSAM,
+    MESA,
+    SAF,
+    InfoBatchSampler,
+    LookSAM,
+    MomentumSAM,
+    PeriodicSAM,
+    RandomizedSAM,
+)
+
+from .data import Batch, InMemory
+from .harness import Row, compare, row
+
+STEPS = 10  # of an epoch
+IDEAL = "ideal"
+CLASSES = 10
+
+
+class Epoch:
+    """Trains an epoch when called; ``steps`` and ``taken`` say how many steps each had, and second passes."""
+
+    def __init__(self, method: "Method", network: Callable[[], nn.Module], size: int, device: str) -> None:
+        torch.manual_seed(0)
+        self.size, self.device = size, device
+        self.model = network().to(device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+        self.data = InMemory(STEPS * size, device)
+        self.number = count()
+        self.load = lambda: DataLoader(
+            self.data, size, sampler=RandomSampler(self.data), collate_fn=lambda batch: batch
+        )
+        self.steps: list[int] = []
+        self.taken: list[int] = []
+        self.step = method(self)
+
+    def __call__(self) -> None:
+        steps = taken = 0
+        for x, y, index in self.load():
+            taken += bool(self.step(x, y, index))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            steps += 1
+        self.steps.append(steps)
+        self.taken.append(taken)
+
+
+Step = Callable[[Tensor, Tensor, Tensor], Any]  # of images, labels and index; true after two passes
+Method = Callable[[Epoch], Step]
+
+
+def plain(epoch: Epoch) -> Step:
+    return lambda x, y, index: F.cross_entropy(epoch.model(x), y).backward()
+
+
+def second_pass_by(make: Callable[[nn.Module], Any]) -> Method:
+    """SAM, or a method that takes its second pass at times."""
+
+    def method(epoch: Epoch) -> Step:
+        sam = make(epoch.model)
+
+        def step(x: Tensor, y: Tensor, index: Tensor) -> bool:
+            def closure() -> Tensor:
+                epoch.optimizer.zero_grad()
+                loss = F.cross_entropy(epoch.model(x), y)
+                loss.backward()
+                return loss
+
+            return sam.backward(closure)[1] is not None
+
+        return step
+
+    return method
+
+
+def choosing(make: Callable[[nn.Module], Any]) -> Method:
+    """A method that chooses among the batch."""
+
+    def method(epoch: Epoch) -> Step:
+        sam = make(epoch.model)
+
+        def step(x: Tensor, y: Tensor, index: Tensor) -> None:
+            def losses(positions: Tensor | None) -> Tensor:
+                chosen, labels = (x, y) if positions is None else (x[positions], y[positions])
+                return F.cross_entropy(epoch.model(chosen), labels, reduction="none")
+
+            sam.backward(losses)
+
+        return step
+
+    return method
+
+
+def passes(*parts: str) -> Method:
+    """Nothing but passes: "whole" and "half" batches forward and backward, "forward", and "weights" for
+    one that computes the gradients of every other tensor."""
+
+    def method(epoch: Epoch) -> Step:
+        frozen = list(epoch.model.parameters())[1::2]
+        other = copy.deepcopy(epoch.model).eval()
+        half = torch.arange(0, epoch.size, 2, device=epoch.device)
+
+        def step(x: Tensor, y: Tensor, index: Tensor) -> None:
+            for part in parts:
+                if part in ("forward", "other"):
+                    with torch.no_grad():
+                        (other if part == "other" else epoch.model)(x)
+                    continue
+                epoch.optimizer.zero_grad()
+                for p in frozen:
+                    p.requires_grad_(part != "weights")
+                chosen, labels = (x[half], y[half]) if part == "half" else (x, y)
+                F.cross_entropy(epoch.model(chosen), labels).backward()
+
+        return step
+
+    return method
+
+
+def momentum(epoch: Epoch) -> Step:
+    msam = MomentumSAM(epoch.optimizer)
+
+    def step(x: Tensor, y: Tensor, index: Tensor) -> None:
+        with msam.perturbed():
+            F.cross_entropy(epoch.model(x), y).backward()
+
+    return step
+
+
+def saf(epoch: Epoch) -> Step:
+    penalties = SAF(len(epoch.data), CLASSES, delay=1, start_epoch=0, device=epoch.device)
+    load = epoch.load
+
+    def loaded() -> Any:
+        penalties.set_epoch(next(epoch.number))
+        return load()
+
+    epoch.load = loaded
+
+    def step(x: Tensor, y: Tensor, index: Tensor) -> None:
+        logits = epoch.model(x)
+        (F.cross_entropy(logits, y) + penalties.penalty(index, logits)).backward()
+
+    return step
+
+
+def mesa(epoch: Epoch) -> Step:
+    penalties = MESA(epoch.model, start_epoch=0)
+    penalties.set_epoch(1)
+    epoch.optimizer.register_step_post_hook(lambda *_: penalties.update())
+
+    def step(x: Tensor, y: Tensor, index: Tensor) -> None:
+        logits = epoch.model(x)
+        (F.cross_entropy(logits, y) + penalties.penalty(logits, x)).backward()
+
+    return step
+
+
+def infobatch(epoch: Epoch) -> Step:
+    batches = InfoBatchSampler(len(epoch.data), epoch.size, epochs=1 << 20, drop_last=True)
+    loader: DataLoader[Batch] = DataLoader(epoch.data, batch_sampler=batches, collate_fn=lambda batch: batch)
+
+    def load() -> Iterator[Batch]:
+        batches.set_epoch(next(epoch.number))
+        return ((x, y, index) for index, (x, y, _) in batches.indexed(loader))
+
+    epoch.load = load
+
+    def step(x: Tensor, y: Tensor, index: Tensor) -> None:
+        loss = F.cross_entropy(epoch.model(x), y, reduction="none")
+        (loss * batches.weights(index)).mean().backward()
+        batches.update(index, loss)
+
+    return step
+
+
+SGD, SAM_ITSELF = "SGD", "SAM"
+MIX = "mix"  # of SGD and SAM
+METHODS: dict[str, tuple[Method, str]] = {  # and what its ideal is
+    "SAM-5": (second_pass_by(PeriodicSAM), MIX),
+    "RST": (second_pass_by(RandomizedSAM), MIX),
+    "G-RST, weight 2": (second_pass_by(lambda m: RandomizedSAM(m, weight=2.0)), MIX),
+    "AE-SAM": (second_pass_by(lambda m: AESAM(m, total_steps=1, lambda1=0.0)), MIX),
+    "LookSAM-5": (second_pass_by(LookSAM), MIX),
+    "ESAM": (choosing(ESAM), "passes of ESAM"),
+    "K-SAM": (choosing(KSAM), "passes of K-SAM"),
+    "Momentum-SAM": (momentum, SGD),
+    "SAF": (saf, SGD),
+    "MESA": (mesa, "passes of MESA"),
+    "InfoBatch": (infobatch, SGD),
+}
+IDEALS: dict[str, Method] = {
+    SGD: plain,
+    SAM_ITSELF: second_pass_by(SAM),
+    "passes of ESAM": passes("weights", "forward", "half"),
+    "passes of K-SAM": passes("forward", "half", "half"),
+    "passes of MESA": passes("whole", "other"),
+}
+
+
+def measure(
+    name: str,
+    network: Callable[[], nn.Module],
+    *,
+    batch_size: int,
+    rounds: int,
+    instances: int,
+    device: str,
+    methods: dict[str, tuple[Method, str]] = METHODS,
+) -> list[Row]:
+    """The rows of one network, in seconds per step. Each instance is made anew, in another order."""
+    chosen = {**IDEALS, **{name: method for name, (method, _) in methods.items()}}
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    rates: dict[str, list[float]] = {name: [] for name in chosen}
+    for i in range(instances):
+        first = i * len(chosen) // instances
+        order = [*chosen][first:] + [*chosen][:first]
+        epochs = {name: Epoch(chosen[name], network, batch_size, device) for name in order}
+        timed = compare(epochs, rounds=rounds, device=device)
+        for name, epoch in epochs.items():
+            steps, taken = epoch.steps[-rounds:], epoch.taken[-rounds:]
+            seconds[name] += [s / n for s, n in zip(timed[name], steps, strict=True)]
+            rates[name] += [t / n for t, n in zip(taken, steps, strict=True)]
+    rows = []
+    for method, (_, ideal) in methods.items():
+        columns = {method: seconds[method], SAM_ITSELF: seconds[SAM_ITSELF]}
+        if ideal == MIX:
+            parts = zip(rates[method], seconds[SGD], seconds[SAM_ITSELF], strict=True)
+            columns[IDEAL] = [(1 - p) * sgd + p * sam for p, sgd, sam in parts]
+        else:
+            columns[IDEAL] = seconds[ideal]
+        rows.append(
+            row("family", method, f"{name}, {batch_size} from memory", columns, against=IDEAL, target=0.97)
+        )
+    return rows
