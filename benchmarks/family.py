@@ -229,18 +229,18 @@ def measure(
     methods: dict[str, tuple[Method, str]] = METHODS,
 ) -> list[Row]:
     """The rows of one network, in seconds per step. Each instance is made anew, in another order."""
-    chosen = {**IDEALS, **{name: method for name, (method, _) in methods.items()}}
-    seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    rates: dict[str, list[float]] = {name: [] for name in chosen}
+    chosen = {**IDEALS, **{what: method for what, (method, _) in methods.items()}}
+    seconds: dict[str, list[float]] = {what: [] for what in chosen}
+    rates: dict[str, list[float]] = {what: [] for what in chosen}
     for i in range(instances):
         first = i * len(chosen) // instances
         order = [*chosen][first:] + [*chosen][:first]
-        epochs = {name: Epoch(chosen[name], network, batch_size, device) for name in order}
+        epochs = {what: Epoch(chosen[what], network, batch_size, device) for what in order}
         timed = compare(epochs, rounds=rounds, device=device)
-        for name, epoch in epochs.items():
+        for what, epoch in epochs.items():
             steps, taken = epoch.steps[-rounds:], epoch.taken[-rounds:]
-            seconds[name] += [s / n for s, n in zip(timed[name], steps, strict=True)]
-            rates[name] += [t / n for t, n in zip(taken, steps, strict=True)]
+            seconds[what] += [s / n for s, n in zip(timed[what], steps, strict=True)]
+            rates[what] += [t / n for t, n in zip(taken, steps, strict=True)]
     rows = []
     for method, (_, ideal) in methods.items():
         columns = {method: seconds[method], SAM_ITSELF: seconds[SAM_ITSELF]}

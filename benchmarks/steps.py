@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
 
 from .data import Encoded, InMemory
+from .family import measure as measure_family
 from .harness import Row, compare, graph, row, save
 from .models import PAPERS, resnet18, small_cnn
 from .papers import quote
@@ -267,10 +268,17 @@ def settings(device: str, brief: bool = False) -> list[Callable[..., list[Row]]]
     if device == "cpu":
         cnn = partial(measure, "small CNN", small_cnn, ALL, batch_size=64)
         narrow = partial(measure, "ResNet-18, 1/8 width", partial(resnet18, width=8), few, batch_size=32)
+        family = [
+            partial(measure_family, "small CNN", small_cnn, batch_size=64),
+            partial(measure_family, "ResNet-18, 1/8 width", partial(resnet18, width=8), batch_size=32),
+        ]
         return [
-            partial(one, encoded=encoded, rounds=3, instances=4)
-            for encoded in (False, True)
-            for one in (cnn, narrow)
+            *(
+                partial(one, encoded=encoded, rounds=3, instances=4)
+                for encoded in (False, True)
+                for one in (cnn, narrow)
+            ),
+            *(partial(one, rounds=4, instances=6) for one in family),
         ]
     graphs = methods([0.5], [0.3], captured=True)
     return [

@@ -16,6 +16,7 @@ Cells = list[list[str]]  # the first line is the header
 TITLES = {
     "operators": "Operators",
     "steps": "Training steps",
+    "family": "Steps of the family",
     "peers": "Beside other implementations of SAM",
     "scaling": "Scaling",
     "memory": "Memory",
