@@ -2,7 +2,10 @@
 
 from .aesam import AESAM
 from .looksam import LookSAM
+from .mesa import MESA
+from .momentum import MomentumSAM
 from .periodic import PeriodicSAM
 from .randomized import RandomizedSAM
+from .saf import SAF
 
-__all__ = ["AESAM", "LookSAM", "PeriodicSAM", "RandomizedSAM"]
+__all__ = ["AESAM", "MESA", "SAF", "LookSAM", "MomentumSAM", "PeriodicSAM", "RandomizedSAM"]
