@@ -1,0 +1,126 @@
+"""ESAM (Du et al. 2022, arXiv 2110.03141): the ascent on some weights, the descent on some samples.
+
+On a batch of ``K`` samples with losses ``l_i``, in this order::
+
+    l_i(w)                                of all samples
+    e = rho g / (||g|| + 1e-12) / beta    g = grad L(w) of the drawn parameter tensors, 0 elsewhere
+    S_i = l_i(w + e) - l_i(w)             of all samples, without gradient
+    C: the n samples with the largest     n = max(min(2, K), floor(gamma K))
+    .grad = grad L_C(w + e)               of all tensors
+
+Each tensor is drawn with probability beta, after a step for the next. The first step takes all, and divides
+by beta like every other. Cost: three forwards, of K, K and n samples, and two backwards, of n, and of K
+without the weight gradients of what is not drawn; SAM has two of each of K. With beta = gamma = 1/2 that is
+five sixths of SAM, if a backward costs two forwards, one of them for the weights.
+
+The official code (dydjw9/Efficient_SAM) keeps n - 1 samples, as it compares with the n-th by ``>``; adds 1e-7
+to the norm, where SAM adds 1e-12; subtracts e, which does not give the same weights; lets all three forwards
+move running statistics; draws from Python's global generator, which processes need not share; and sets
+``requires_grad=False`` for what is not drawn. Here autograd is asked for the gradients of the drawn alone: it
+saves as much time, and compiled code is not compiled anew for each draw.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import arguments, checks
+from ..agreement import digest, refuse_differences
+from ..reference import accumulation_dtype
+from .selecting import Losses, Options, SelectingSAM, forward, look, share
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class ESAM(SelectingSAM):
+    """SAM that perturbs some weights, and descends on the samples whose losses rise most by that.
+
+    For the form of a step see :class:`SelectingSAM`. Processes that train one model draw alike: the first
+    step, also after :meth:`load_state_dict`, compares. With ``DistributedDataParallel`` or ``fully_shard``
+    all gradients are computed, and those not drawn dropped: there the draw saves no time. Activation
+    checkpoints need ``use_reentrant=False``.
+
+    Args:
+        model, rho, options: as for :class:`SAM`. With ``maximize``, C has the samples whose losses fall most.
+        beta: probability of each tensor to be perturbed, above 0 and at most 1. If none is, ``e`` is 0.
+        gamma: share of the samples in C, above 0 and at most 1. With ``beta = gamma = 1`` this is SAM.
+        seed: of the draws.
+    """
+
+    _method = "ESAM"
+
+    @arguments.explained
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Module],
+        rho: float = 0.05,
+        *,
+        beta: float = 0.5,
+        gamma: float = 0.5,
+        seed: int = 0,
+        **options: "Unpack[Options]",
+    ) -> None:
+        super().__init__(model, rho, **options)
+        self.beta, self.gamma = share("beta", beta), share("gamma", gamma)
+        self._seed = checks.integer("seed", seed, 0)
+        self._generator = torch.Generator("cpu").manual_seed(self._seed)
+        self._drawn = [True] * len(self._perturbed)  # for the next step
+        self._agreed = False
+
+    def _ascent(self, losses: Losses) -> tuple[Tensor, None]:
+        if not self._agreed:  # else weights could be perturbed in one process and not in another
+            mine = {"beta": self.beta, "seed": self._seed, "params": len(self._perturbed)}
+            state = {"drawn": self._drawn, "generator": digest(self._generator)}
+            refuse_differences(mine, state, self._ddps, self._params)
+            self._agreed = True
+        loss = forward(losses)
+        before = loss.detach().clone()  # the next passes may write to the same memory
+        self._clear()
+        trained = [(p, d) for p, d in zip(self._perturbed, self._drawn, strict=True) if p.requires_grad]
+        drawn, others = ([p for p, d in trained if d is wanted] for wanted in (True, False))
+        if not others or self._ddps or self._sharded:  # the latter wait for the gradients of all
+            self._differentiate(loss)
+        elif drawn:
+            self._differentiate(loss, inputs=drawn)
+        for p in others:
+            if p.grad is not None:
+                p.grad.zero_()
+            elif p is others[0]:  # there has to be one, even if none is drawn
+                p.grad = torch.zeros_like(p)
+        return before, None
+
+    def _ascend(self, *args: Any) -> Tensor:
+        rho, groups = self.rho, self.groups
+        self.rho, self.groups = rho / self.beta, [{**g, "rho": g["rho"] / self.beta} for g in groups]
+        try:
+            return super()._ascend(*args)
+        finally:
+            self.rho, self.groups = rho, groups
+
+    def _choose(self, losses: Losses, loss: Tensor) -> Tensor:
+        after, wide = look(losses), accumulation_dtype([loss])
+        checks.same_shape("losses(None) at w + e", after, "losses(None) at w", loss)
+        return self._largest(after.to(wide) - loss.to(wide), self.gamma)
+
+    def _leave(self) -> None:
+        super()._leave()
+        n = len(self._drawn)
+        noise = torch.rand(n, generator=self._generator, dtype=torch.float64, device="cpu")
+        self._drawn = (noise < self.beta).tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which tensors are drawn for the next step, and the generator of the draws after that."""
+        drawn = torch.tensor(self._drawn, dtype=torch.bool, device="cpu")
+        return {**super().state_dict(), "drawn": drawn, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`. If this raises, as :meth:`SAM.load_state_dict`, nothing is changed."""
+        super().load_state_dict(state)
+        drawn, generator = state["drawn"].tolist(), torch.Generator("cpu")
+        if len(drawn) != len(self._perturbed):
+            raise ValueError(f"drawn: expected {len(self._perturbed)} parameters, got {len(drawn)}")
+        generator.set_state(state["generator"].cpu())
+        self._drawn, self._generator, self._agreed = drawn, generator, False
