@@ -50,7 +50,7 @@ class ESAM(SelectingSAM):
         seed: of the draws.
     """
 
-    _method = "ESAM"
+    _method, _shares = "ESAM", ("beta", "gamma")
 
     @arguments.explained
     def __init__(

@@ -38,7 +38,7 @@ class KSAM(SelectingSAM):
             ``max(min(2, K), floor(k_ratio * K + 1e-6))``. With 1 the gradient is SAM's.
     """
 
-    _method = "KSAM"
+    _method, _shares = "KSAM", ("k_ratio",)
 
     @arguments.explained
     def __init__(

@@ -43,7 +43,9 @@ class SelectingSAM(SAM):
     """
 
     positions: Tensor | None = None
+    _shares: tuple[str, ...]  # names of the attributes that SAM does not have
 
+    @torch.enable_grad()
     def backward(self, losses: Losses) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Clears the gradients, runs all passes and leaves the method's gradient in ``.grad``.
 
@@ -117,6 +119,9 @@ class SelectingSAM(SAM):
         ranked = (-scores if self.maximize else scores).sort(descending=True, stable=True).indices
         return ranked[:kept].sort().values
 
+    def _shown(self, settings: dict[str, Any]) -> str:
+        return super()._shown({**settings, **{name: getattr(self, name) for name in self._shares}})
+
     def _leave(self) -> None:
         guards.leave(self)  # no watch over what is left in .grad: backward() clears it
 
@@ -131,7 +136,6 @@ def share(name: str, value: float) -> float:
     return checks.number(name, value, "a number above 0 and at most 1", lambda v: 0 < v <= 1)
 
 
-@torch.enable_grad()
 def forward(losses: Losses, positions: Tensor | None = None) -> Tensor:
     """The losses of a pass that needs a gradient."""
     loss = _per_sample(losses, positions)
