@@ -189,6 +189,39 @@ def test_running_statistics_and_their_count(make):
     assert_same_state(state_of(model), before)
 
 
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_layers_after_a_pass_that_failed(make, call):
+    """As the one pass on the whole batch made them, whichever failed."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    plain, losses = copy.deepcopy(model), Losses(model, *batch())
+
+    def failing(positions):
+        loss = losses(positions)
+        if len(losses.passes) > call:
+            raise Stop
+        return loss
+
+    plain(losses.x)
+    with pytest.raises(Stop):
+        make(model).backward(failing)
+    assert_same_state(state_of(model), state_of(plain))
+
+
+def test_losses_are_returned_as_they_were(make):
+    """Compiled code may give every pass the same memory for its result."""
+    model, given, last = mlp(), [], []
+
+    def losses(positions):
+        for loss in last:
+            loss.data.fill_(torch.nan)
+        loss = Losses(model, *batch())(positions)
+        given.append(loss.detach().clone())
+        last[:] = [loss]
+        return loss
+
+    assert_same_state(make(model).backward(losses), (given[0], given[2]))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_one_autocast_block_around_the_step(make, dtype):
     """Autocast keeps its casts until the block ends: of other weights, or without a gradient."""
