@@ -150,9 +150,7 @@ def forward(losses: Losses, positions: Tensor | None = None) -> Tensor:
 @torch.no_grad()
 def look(losses: Losses) -> Tensor:
     """The losses of all samples, in a pass without gradient."""
-    loss = _per_sample(losses, None)
-    torch.clear_autocast_cache()  # of casts without a gradient, which the next pass would take
-    return loss.clone()  # the next pass may write to the same memory
+    return _per_sample(losses, None).clone()  # the next pass may write to the same memory
 
 
 def _per_sample(losses: Losses, positions: Tensor | None) -> Tensor:

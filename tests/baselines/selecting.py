@@ -6,6 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ausam_ext.baselines import ESAM, KSAM
+
+METHODS = {
+    "ESAM": lambda model, **options: ESAM(model, 0.3, gamma=0.4, seed=1, **options),
+    "KSAM": lambda model, **options: KSAM(model, 0.3, k_ratio=0.4, **options),
+}
+
 
 class Losses:
     """``losses(positions)`` of a model on a batch: cross-entropy, or what ``criterion`` makes of the output.

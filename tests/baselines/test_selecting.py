@@ -12,7 +12,7 @@ from device_mode import no_synchronisation
 from distributed import selecting as on_processes
 from distributed.processes import assert_passed, checks, start
 from helpers import assert_same_state, same_bits
-from selecting import Losses, gradients
+from selecting import METHODS, Losses, gradients
 from test_defaults_of_torch import assert_unchanged
 from test_defaults_of_torch import default as default
 from test_mixed_precision import assert_close, scaler
@@ -24,10 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ausam_ext.baselines import ESAM, KSAM
 from ausam_ext.integrations import SAMOptimizer
 
-METHODS = {
-    "ESAM": lambda model, **options: ESAM(model, 0.3, gamma=0.4, seed=1, **options),
-    "KSAM": lambda model, **options: KSAM(model, 0.3, k_ratio=0.4, **options),
-}
 K, N = 20, 8  # samples of a batch, and of those that are chosen
 INF = float("inf")
 
@@ -499,6 +495,16 @@ def test_the_wrong_moment(make):
     with pytest.raises(RuntimeError, match=r"backward\(\): expected scaled gradients"):
         sam.backward(losses)
     assert_same_state(gradients(model), before)
+
+
+def test_an_optimizer_of_the_other_direction_is_refused(make):
+    model = mlp()
+    sam = make(model, maximize=True)
+    sam.backward(Losses(model, *batch()))
+    with pytest.raises(
+        RuntimeError, match=r"optimizer.step\(\): expected maximize=True in param_groups\[0\]"
+    ):
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
 @pytest.fixture(scope="module")
