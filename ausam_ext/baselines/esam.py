@@ -8,16 +8,14 @@ On a batch of ``K`` samples with losses ``l_i``, in this order::
     C: the n samples with the largest     n = max(min(2, K), floor(gamma K))
     .grad = grad L_C(w + e)               of all tensors
 
-Each tensor is drawn with probability beta, after a step for the next. The first step takes all, and divides
-by beta like every other. Cost: three forwards, of K, K and n samples, and two backwards, of n, and of K
-without the weight gradients of what is not drawn; SAM has two of each of K. With beta = gamma = 1/2 that is
-five sixths of SAM, if a backward costs two forwards, one of them for the weights.
+Each tensor is drawn with probability beta, anew for every step. In the first step all are, and e is divided
+by beta all the same. Cost: three forwards, of K, K and n samples, and two backwards, of n, and of K without
+the weight gradients of what is not drawn, where SAM has two of each of K: five sixths of SAM for beta = gamma
+= 1/2, if a backward costs two forwards.
 
-The official code (dydjw9/Efficient_SAM) keeps n - 1 samples, as it compares with the n-th by ``>``; adds 1e-7
-to the norm, where SAM adds 1e-12; subtracts e, which does not give the same weights; lets all three forwards
-move running statistics; draws from Python's global generator, which processes need not share; and sets
-``requires_grad=False`` for what is not drawn. Here autograd is asked for the gradients of the drawn alone: it
-saves as much time, and compiled code is not compiled anew for each draw.
+The official code (dydjw9/Efficient_SAM) keeps n - 1 samples (``>`` the n-th), adds 1e-7 to the norm, restores
+w by subtracting e, moves running statistics in all forwards, and sets ``requires_grad=False`` for what is not
+drawn. Here autograd is asked for some gradients alone: as fast, and nothing is compiled anew at each draw.
 """
 
 from collections.abc import Iterable
@@ -38,10 +36,9 @@ if TYPE_CHECKING:
 class ESAM(SelectingSAM):
     """SAM that perturbs some weights, and descends on the samples whose losses rise most by that.
 
-    For the form of a step see :class:`SelectingSAM`. Processes that train one model draw alike: the first
-    step, also after :meth:`load_state_dict`, compares. With ``DistributedDataParallel`` or ``fully_shard``
-    all gradients are computed, and those not drawn dropped: there the draw saves no time. Activation
-    checkpoints need ``use_reentrant=False``.
+    For the form of a step see :class:`SelectingSAM`. Processes that train one model draw alike, which is
+    compared; they compute all gradients, so that the draw saves them no time. Activation checkpoints need
+    ``use_reentrant=False``.
 
     Args:
         model, rho, options: as for :class:`SAM`. With ``maximize``, C has the samples whose losses fall most.
@@ -77,10 +74,10 @@ class ESAM(SelectingSAM):
             refuse_differences(mine, state, self._ddps, self._params)
             self._agreed = True
         loss = forward(losses)
-        before = loss.detach().clone()  # the next passes may write to the same memory
+        result = loss.detach().clone()  # the next passes may write to the same memory
         self._clear()
-        trained = [(p, d) for p, d in zip(self._perturbed, self._drawn, strict=True) if p.requires_grad]
-        drawn, others = ([p for p, d in trained if d is wanted] for wanted in (True, False))
+        which = [(p, d) for p, d in zip(self._perturbed, self._drawn, strict=True) if p.requires_grad]
+        drawn, others = [p for p, d in which if d], [p for p, d in which if not d]
         if not others or self._ddps or self._sharded:  # the latter wait for the gradients of all
             self._differentiate(loss)
         elif drawn:
@@ -90,7 +87,7 @@ class ESAM(SelectingSAM):
                 p.grad.zero_()
             elif p is others[0]:  # there has to be one, even if none is drawn
                 p.grad = torch.zeros_like(p)
-        return before, None
+        return result, None
 
     def _ascend(self, *args: Any) -> Tensor:
         rho, groups = self.rho, self.groups
@@ -107,8 +104,7 @@ class ESAM(SelectingSAM):
 
     def _leave(self) -> None:
         super()._leave()
-        n = len(self._drawn)
-        noise = torch.rand(n, generator=self._generator, dtype=torch.float64, device="cpu")
+        noise = torch.rand(len(self._drawn), generator=self._generator, dtype=torch.float64, device="cpu")
         self._drawn = (noise < self.beta).tolist()
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,8 +115,8 @@ class ESAM(SelectingSAM):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`. If this raises, as :meth:`SAM.load_state_dict`, nothing is changed."""
         super().load_state_dict(state)
-        drawn, generator = state["drawn"].tolist(), torch.Generator("cpu")
-        if len(drawn) != len(self._perturbed):
-            raise ValueError(f"drawn: expected {len(self._perturbed)} parameters, got {len(drawn)}")
+        drawn, n, generator = state["drawn"].tolist(), len(self._perturbed), torch.Generator("cpu")
+        if len(drawn) != n:
+            raise ValueError(f"drawn: expected {n} parameters, got {len(drawn)}")
         generator.set_state(state["generator"].cpu())
         self._drawn, self._generator, self._agreed = drawn, generator, False
