@@ -18,16 +18,16 @@ w by subtracting e, moves running statistics in all forwards, and sets ``require
 drawn. Here autograd is asked for some gradients alone: as fast, and nothing is compiled anew at each draw.
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import arguments, checks
 from ..agreement import digest, refuse_differences
 from ..reference import accumulation_dtype
-from .selecting import Losses, Options, SelectingSAM, forward, look, share
+from ..sam import Options
+from .selecting import Losses, SelectingSAM, forward, look, share
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,7 +52,7 @@ class ESAM(SelectingSAM):
     @arguments.explained
     def __init__(
         self,
-        model: nn.Module | Iterable[nn.Module],
+        model: arguments.Model,
         rho: float = 0.05,
         *,
         beta: float = 0.5,

@@ -14,13 +14,13 @@ There is no official code to compare with, and the paper leaves open which pass 
 it is the one on the whole batch, which alone represents the data.
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import arguments
-from .selecting import Losses, Options, SelectingSAM, forward, look, share
+from ..sam import Options
+from .selecting import Losses, SelectingSAM, forward, look, share
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,7 +43,7 @@ class KSAM(SelectingSAM):
     @arguments.explained
     def __init__(
         self,
-        model: nn.Module | Iterable[nn.Module],
+        model: arguments.Model,
         rho: float = 0.05,
         *,
         k_ratio: float = 0.5,

@@ -1,27 +1,17 @@
 """What ESAM and K-SAM share: the last pass runs on samples that are chosen by their losses."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from inspect import signature
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import checks, guards
 from ..sam import SAM
 
 Losses = Callable[[Tensor | None], Tensor]
-
-
-class Options(TypedDict, total=False):
-    """What every SAM takes."""
-
-    adaptive: bool
-    params: Iterable[nn.Parameter] | None
-    maximize: bool
-    groups: Sequence[dict[str, Any]]
-    scaler: torch.amp.GradScaler | None
 
 
 class SelectingSAM(SAM):
@@ -100,7 +90,7 @@ class SelectingSAM(SAM):
                 f"SAMOptimizer and its closure are not for {type(self).__name__}: step the optimizer itself"
             ) from None
         except ValueError:  # it has no signature, as some that are written in C
-            return
+            pass
 
     def _differentiate(self, loss: Tensor, **options: Any) -> Tensor:
         """Adds the gradient of the mean to ``.grad``; returns the losses, detached."""
