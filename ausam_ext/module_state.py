@@ -11,7 +11,8 @@ of which a copy would cost too much, are compared by sums and copied only once t
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from . import ops
 from .copies import Copies
 from .sharding import is_sharded, local
 
@@ -71,6 +73,17 @@ class ModuleState:
             return [], []
         tensors = [t for _, t in self._small]
         return tensors, self._copies.of([key for key, _ in self._small], tensors)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever a pass inside changes comes back when the block ends."""
+        state, copies = self.before()
+        ops.restore_(copies, state)
+        try:
+            yield
+        finally:
+            ops.restore_(state, copies)
+            self.after()
 
     def _is_as_it_was(self) -> bool:
         return (

@@ -1,6 +1,8 @@
 """The methods that the papers of AUSAM and vSAM compare with, on the same parts."""
 
 from .aesam import AESAM
+from .esam import ESAM
+from .ksam import KSAM
 from .looksam import LookSAM
 from .mesa import MESA
 from .momentum import MomentumSAM
@@ -8,4 +10,4 @@ from .periodic import PeriodicSAM
 from .randomized import RandomizedSAM
 from .saf import SAF
 
-__all__ = ["AESAM", "MESA", "SAF", "LookSAM", "MomentumSAM", "PeriodicSAM", "RandomizedSAM"]
+__all__ = ["AESAM", "ESAM", "KSAM", "LookSAM", "MESA", "MomentumSAM", "PeriodicSAM", "RandomizedSAM", "SAF"]

@@ -1,0 +1,105 @@
+"""K-SAM: which samples it takes, and that it is SAM on them."""
+
+import pytest
+import torch
+from helpers import same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from selecting import Losses, Oracle, assert_close, gradients, largest, parabolas, values
+from test_sam import batch, mlp
+
+from ausam_ext import SAM
+from ausam_ext.baselines import KSAM
+
+
+def test_values_worked_by_hand(backend):
+    """l = (.5, 2, 4.5, 8): t = 3 and t = -4, of mean -.5; so g = .5, e = .5, and there w - mean t = 1."""
+    model, losses = parabolas()
+    sam = KSAM(model, 0.5, k_ratio=0.5)
+    loss, loss_perturbed = sam.backward(losses)
+    assert loss.tolist() == [0.5, 2.0, 4.5, 8.0]
+    assert sam.positions.tolist() == [2, 3] and sam.positions.dtype == torch.int64
+    (_, _, chosen), perturbed = losses.passes, losses.passes[2][1]
+    assert chosen[0].tolist() == [2, 3]
+    torch.testing.assert_close(perturbed[0], torch.tensor([0.5], dtype=torch.float64))
+    # (.5 - 3)^2 / 2 and (.5 + 4)^2 / 2
+    torch.testing.assert_close(loss_perturbed, torch.tensor([3.125, 10.125], dtype=torch.float64))
+    torch.testing.assert_close(model.w[0].grad, torch.tensor([1.0], dtype=torch.float64))
+    assert values(model) == [0.0]
+
+
+def test_what_is_to_be_raised_is_worst_where_it_is_smallest():
+    """The same problem with its sign turned."""
+    model, losses = parabolas(sign=-1.0)
+    sam = KSAM(model, 0.5, k_ratio=0.5, maximize=True)
+    sam.backward(losses)
+    assert sam.positions.tolist() == [2, 3]
+    torch.testing.assert_close(model.w[0].grad, torch.tensor([-1.0], dtype=torch.float64))
+
+
+def test_of_equal_losses_the_first_are_taken():
+    model = mlp()
+    x, y = batch(1)
+    sam = KSAM(model, k_ratio=0.3)
+    sam.backward(Losses(model, x.expand(40, -1), y.expand(40)))
+    assert sam.positions.tolist() == list(range(12))
+
+
+@given(
+    st.integers(1, 20), st.floats(0.01, 1), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 10**6)
+)
+def test_gradient_equals_an_independent_one(size, k_ratio, adaptive, maximize, part, seed):
+    """Over three steps of random networks in float64."""
+    model, rho = mlp(torch.float64, seed), 0.3
+    params = list(model.parameters())
+    options = {"params": params[:3]} if part else {}
+    sam = KSAM(model, rho, k_ratio=k_ratio, adaptive=adaptive, maximize=maximize, **options)
+    optimizer = torch.optim.SGD(params, lr=0.3, momentum=0.9, maximize=maximize)
+    sign = -1.0 if maximize else 1.0
+    for step in range(3):
+        x, y = batch(size, torch.float64, seed + step)
+        oracle, w = Oracle(model, x, y), [p.detach().clone() for p in params]
+        expected = oracle.losses(w)
+        chosen = largest([sign * loss for loss in expected.tolist()], k_ratio)
+        taken = 3 if part else len(params)
+        first = [g if i < taken else 0 * g for i, g in enumerate(oracle.gradient(w, chosen))]
+        away = oracle.away(w, first, [sign * rho] * len(w), adaptive)
+
+        loss, loss_perturbed = sam.backward(Losses(model, x, y))
+        assert sam.positions.tolist() == chosen
+        assert_close([loss, loss_perturbed], [expected, oracle.losses(away)[chosen]])
+        assert_close(gradients(model), oracle.gradient(away, chosen))
+        assert all(map(torch.equal, params, w))
+        optimizer.step()
+
+
+def test_with_all_samples_it_is_sam_bit_for_bit(backend):
+    ours, plain = mlp(), mlp()
+    sams = KSAM(ours, 0.3, k_ratio=1.0), SAM(plain, 0.3)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9) for m in (ours, plain)]
+    for step in range(5):
+        losses, other = Losses(ours, *batch(seed=step)), Losses(plain, *batch(seed=step))
+
+        def closure(other=other):
+            plain.zero_grad()
+            loss = other(None)
+            loss.mean().backward()
+            return loss
+
+        for a, b in zip(sams[0].backward(losses), sams[1].backward(closure), strict=True):
+            assert same_bits(a, b)
+        assert all(map(same_bits, gradients(ours), gradients(plain)))
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(map(same_bits, ours.parameters(), plain.parameters()))
+
+
+@pytest.mark.parametrize("bad", [0, -0.5, 1.5, float("nan")])
+def test_bad_share(bad):
+    with pytest.raises(ValueError, match=r"k_ratio: expected a number above 0 and at most 1, got"):
+        KSAM(mlp(), k_ratio=bad)
+
+
+def test_repr():
+    shown = repr(KSAM(mlp(), k_ratio=0.25))
+    assert shown.startswith("KSAM(Sequential, rho=0.05, ") and "k_ratio=0.25" in shown

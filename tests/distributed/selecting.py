@@ -1,0 +1,169 @@
+"""Checks of ESAM and K-SAM in several processes, each of which chooses from its own part of the batch."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from baselines.selecting import METHODS, Losses, Oracle, assert_close, largest
+from distributed.ddp import share, whole, wrapped
+from distributed.fsdp import sharded
+from distributed.processes import assert_same_everywhere, gathered, here
+from helpers import assert_same_state
+from test_sam import mlp
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from ausam_ext.baselines import ESAM
+
+SIZE = 10  # samples of each process
+
+
+def full(t):
+    t = t.detach()
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def mean(gradients):
+    return [sum(parts) / len(parts) for parts in zip(*gradients, strict=True)]
+
+
+def expected(name, model, parts, drawn):
+    """Of each process its losses, positions and losses there; the gradient of all. In one process."""
+    w = [p.detach().clone() for p in model.parameters()]
+    oracles = [Oracle(model, *part) for part in parts]
+    before = [o.losses(w) for o in oracles]
+    everything = list(range(SIZE))
+    chosen = [everything if name == "ESAM" else largest(b.tolist(), 0.4) for b in before]
+    first = mean([o.gradient(w, c) for o, c in zip(oracles, chosen, strict=True)])
+    radius = 0.3
+    if name == "ESAM":
+        radius, first = 0.6, [g if d else 0 * g for g, d in zip(first, drawn, strict=True)]
+    away = oracles[0].away(w, first, [radius] * len(w), False)
+    after = [o.losses(away) for o in oracles]
+    if name == "ESAM":
+        chosen = [largest((a - b).tolist(), 0.4) for a, b in zip(after, before, strict=True)]
+    gradient = mean([o.gradient(away, c) for o, c in zip(oracles, chosen, strict=True)])
+    return before, chosen, [a[c] for a, c in zip(after, chosen, strict=True)], gradient
+
+
+def assert_as_expected(name, wrap, steps=8):
+    one = nn.Sequential(*mlp(torch.float64)).to(here())
+    many, rank, world = wrap(one), dist.get_rank(), dist.get_world_size()
+    sam, draws = METHODS[name](many), []
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.2) for m in (many, one)]
+    for step in range(steps):
+        x, y = whole(step, SIZE * world)
+        state = sam.state_dict()
+        drawn = state["drawn"].tolist() if name == "ESAM" else None
+        draws.append(drawn)
+        before, chosen, after, gradient = expected(
+            name, one, [(x[r::world], y[r::world]) for r in range(world)], drawn
+        )
+        losses, losses_perturbed = sam.backward(Losses(many, *share(x, y)))
+        assert sam.positions.tolist() == chosen[rank]
+        assert_close([losses, losses_perturbed], [before[rank], after[rank]], 1e-11)
+        assert_close([full(p.grad) for p in many.parameters()], gradient, 1e-11)
+        for p, g in zip(one.parameters(), gradient, strict=True):
+            p.grad = g
+        for p in many.parameters():
+            p.grad.mul_(1.0)  # what a loop does to gradients that it leaves there does not matter
+        for optimizer in optimizers:
+            optimizer.step()
+    assert gathered(draws) == [draws] * world
+    assert_same_everywhere([full(p) for p in many.parameters()])
+
+
+def check_steps_of_replicas(folder):
+    for name in METHODS:
+        for options in ({}, {"gradient_as_bucket_view": True}, {"static_graph": True}):
+            assert_as_expected(name, lambda m, options=options: wrapped(m, **options))
+
+
+def check_steps_of_shards(folder):
+    for name in METHODS:
+        assert_as_expected(name, sharded_layers)
+
+
+def sharded_layers(model):
+    return sharded(nn.Sequential(*copy.deepcopy(model)))
+
+
+def check_running_statistics(folder):
+    """DDP hands out those of rank 0, which come from one pass of each step on all its samples."""
+    start = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    for make in METHODS.values():
+        model = wrapped(start)
+        sam, optimizer = make(model), torch.optim.SGD(model.parameters(), lr=0.2)
+        for step in range(6):
+            x, y = share(*whole(step))
+            plain = copy.deepcopy(model.module)
+            plain(x)
+            sam.backward(Losses(model, x, y))
+            if dist.get_rank() == 0:
+                assert_same_state(dict(model.module.named_buffers()), dict(plain.named_buffers()))
+            optimizer.step()
+        assert_same_everywhere(model.parameters())
+
+
+def overflowing(model, step, bad_pass):
+    """Losses whose gradient is infinite in that backward pass; in none if it is None."""
+    losses, passes = (
+        Losses(model, *(t.float() if t.is_floating_point() else t for t in share(*whole(step)))),
+        [],
+    )
+
+    def call(positions):
+        loss = losses(positions)
+        if loss.requires_grad:
+            if len(passes) == bad_pass:
+                loss.register_hook(lambda g: g * float("inf"))
+            passes.append(loss)
+        return loss
+
+    return call
+
+
+def check_an_overflow_on_one_rank_skips_the_step_on_all(folder):
+    for make in METHODS.values():
+        for bad_pass in (0, 1):
+            model, scaler = wrapped(mlp()), torch.amp.GradScaler(here().type, init_scale=8.0)
+            sam, optimizer = make(model, scaler=scaler), torch.optim.SGD(model.parameters(), lr=0.2)
+            for step, overflow in enumerate((False, True, False)):
+                before = [p.detach().clone() for p in model.parameters()]
+                here_too = overflow and dist.get_rank() == 1
+                sam.backward(overflowing(model, step, bad_pass if here_too else None))
+                assert gathered(bool(sam.overflow)) == [overflow] * dist.get_world_size()
+                scaler.step(optimizer)
+                scaler.update()
+                equal = [torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+                assert all(equal) if overflow else not any(equal)
+                assert_same_everywhere(model.parameters())
+
+
+def check_what_differs_is_refused(folder):
+    """Before anything is changed, in every process."""
+    rank, x, y = dist.get_rank(), *share(*whole(0))
+    for wrap in (wrapped, sharded_layers):
+        for name, value in {"seed": rank, "beta": 0.5 + 0.1 * rank}.items():
+            model = wrap(mlp(torch.float64))
+            with pytest.raises(
+                ValueError, match=f"^{name}: expected the same argument in every process, got"
+            ):
+                ESAM(model, **{name: value}).backward(Losses(model, x, y))
+            assert all(p.grad is None for p in model.parameters())
+    model = wrapped(mlp(torch.float64))
+    loaded = ESAM(model)
+    for _ in range(3):
+        loaded.backward(Losses(model, x, y))
+    for name in ("drawn", "generator"):
+        esam = ESAM(model)
+        state = esam.state_dict()
+        if rank == 0:
+            esam.load_state_dict({**state, name: loaded.state_dict()[name]})
+        with pytest.raises(
+            ValueError, match=f"^{name}: expected the same loaded state in every process, got"
+        ):
+            esam.backward(Losses(model, x, y))
+        esam.load_state_dict(state)
+        esam.backward(Losses(model, x, y))
