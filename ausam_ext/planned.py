@@ -22,8 +22,8 @@ class PlannedBatchSampler(Sampler[list[int]]):
     """Permutes an epoch's samples, deals them to processes, cuts each one's share into batches.
 
     A subclass has a table of the samples. It says how many of them an epoch has (:meth:`_epoch_size`), what
-    becomes of the batches (:meth:`_plan`), on which device the table is (:attr:`_device`), and whether
-    training has changed it (:meth:`_recordings`).
+    becomes of the batches (:meth:`_plan`), on which device that is computed (:attr:`_device`), and whether
+    training has changed the table (:meth:`_recordings`).
 
     Args:
         num_samples: how many the data set has.
@@ -56,7 +56,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
             num_replicas = dist.get_world_size() if distributed else 1
         if rank is None:
             rank = dist.get_rank() if distributed else 0
-        self.num_samples = num_samples
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
         self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.seed = checks.integer("seed", seed, 0)
@@ -76,7 +76,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
 
     @property
     def _device(self) -> torch.device:
-        raise NotImplementedError
+        return torch.device("cpu")
 
     def _recordings(self) -> int:
         """A number that is another one after training has recorded something."""
@@ -172,17 +172,17 @@ class PlannedBatchSampler(Sampler[list[int]]):
     def _blocks(self, epoch: int, first: int, at_once: int) -> Iterator[tuple[int, Tensor]]:
         """Candidates of the batches from ``first`` on, numbers below :meth:`_epoch_size`, about ``at_once``
         in a block ``[batches, batch_size]``, and a shorter last one; before each its first batch."""
+        size = self._epoch_size()
         full, rest = divmod(self._share(), self.batch_size)
         while first < len(self):
             rows, n = 1, rest
             if first < full:
                 rows, n = min(max(1, at_once // self.batch_size), full - first), self.batch_size
-            yield first, self._candidates(epoch, first * self.batch_size, rows * n).view(rows, n)
+            yield first, self._candidates(epoch, size, first * self.batch_size, rows * n).view(rows, n)
             first += rows
 
-    def _candidates(self, epoch: int, start: int, length: int) -> Tensor:
-        """Number ``start``, ``start + 1``, ... of this process's share of the epoch."""
-        n = self._epoch_size()
+    def _candidates(self, epoch: int, n: int, start: int, length: int) -> Tensor:
+        """Number ``start``, ``start + 1``, ... of this process's share of an epoch of ``n``."""
         # Strided as DistributedSampler has it; what is repeated goes to another process than the first time.
         position = torch.arange(start, start + length, dtype=torch.int64, device=self._device)
         position = (position * self.num_replicas + self.rank) % n
