@@ -37,8 +37,6 @@ class PlannedBatchSampler(Sampler[list[int]]):
     """
 
     _state_version: ClassVar[int]
-    # In the state, and not to be changed within an epoch:
-    _fixed: ClassVar[tuple[str, ...]] = ("num_samples", "batch_size", "num_replicas", "shuffle")
     _instead: ClassVar[str] = ""  # what to do where no loader can take a batch sampler
 
     def __init__(
@@ -221,7 +219,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
     def _check_state(self, state: dict[str, Any]) -> None:
         checks.version(state, self._state_version)
         here = self.state_dict()
-        for name in self._fixed:
+        for name in ("num_samples", "batch_size", "num_replicas", "shuffle"):
             if state["position"] and state[name] != here[name]:
                 raise ValueError(
                     f"{name}: expected {state[name]}, with which this epoch was begun, got {here[name]}; "

@@ -24,7 +24,6 @@ class PruningBatchSampler(PlannedBatchSampler):
     """
 
     _state_version = 1
-    _fixed = (*PlannedBatchSampler._fixed, "rank")  # each process has losses that others lack
     _settings: ClassVar[str]  # names of what has to be the same in all processes
 
     def _start(self, score: float) -> None:
@@ -47,12 +46,16 @@ class PruningBatchSampler(PlannedBatchSampler):
             ValueError: processes differ in their settings, epoch or scores.
         """
         super().set_epoch(epoch)
-        if self.num_replicas == 1 or self._groups():
+        if not self._by_hand():
             self._make_plan()
 
     def _groups(self) -> list[Any]:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         return [dist.group.WORLD] if several and self.num_replicas > 1 else []
+
+    def _by_hand(self) -> bool:
+        """There are several processes, and ``torch.distributed`` does not know them."""
+        return self.num_replicas > 1 and not self._groups()
 
     def _make_plan(self) -> None:
         """The current epoch's, if it has none."""
@@ -60,13 +63,13 @@ class PruningBatchSampler(PlannedBatchSampler):
             return
         alike = [getattr(self, name) for name in ("epoch", "num_samples", *self._settings.split())]
         losses = self._losses.exchange(alike, self._groups())
-        if self.num_replicas > 1 and len(losses) == 1:
+        if self._by_hand():
             self._check_others(losses[0][0])
         self._losses.settle(losses)
         self._use(self.epoch, self._weigh(self.epoch, self._losses.known))
 
     def _check_others(self, recorded: Tensor) -> None:
-        """Without a group: what other processes trained on must have been given to this one too."""
+        """What other processes trained on must have been given to this one too."""
         n, others = len(self._kept), self._weights > 0
         others[self._kept[self._candidates(self._planned, n, 0, -(-n // self.num_replicas))]] = False
         if len(recorded) and others.any() and not others[recorded].any():
@@ -125,8 +128,8 @@ class PruningBatchSampler(PlannedBatchSampler):
     def state_dict(self) -> dict[str, Any]:
         """Where training stands: numbers, and references to the tensors, not copies.
 
-        Within an epoch each process has a state of its own, to be saved and loaded by each. At an epoch's
-        beginning one serves all.
+        With several processes, the state of one serves all if it is saved after :meth:`set_epoch`, or after a
+        loop over all of :meth:`indexed`. Within an epoch each has losses of its own: save and load each.
         """
         tables = (self._weights, self._losses.known, self._losses.recorded)
         own = {"rank": self.rank, "planned": self._planned, **dict(zip(_TABLES, tables, strict=True))}
@@ -137,8 +140,8 @@ class PruningBatchSampler(PlannedBatchSampler):
 
         Raises:
             KeyError: something is missing.
-            ValueError: the state is of another version or number of samples, or, within an epoch, of another
-                ``batch_size``, ``shuffle``, ``rank`` or number of processes. Nothing is changed.
+            ValueError: the state is of another version or number of samples; or, within an epoch, of another
+                ``batch_size``, ``shuffle``, rank or number of processes. Nothing is changed.
         """
         self._check_state(state)
         planned, tables = state["planned"], [state[name] for name in _TABLES]
@@ -147,7 +150,14 @@ class PruningBatchSampler(PlannedBatchSampler):
                 f"num_samples: expected {len(tables[0])}, as the state has, got {self.num_samples}: was it "
                 "saved with another training set?"
             )
-        super().load_state_dict(state)
         weights, *losses = tables
+        whose, here = (state["rank"], state["num_replicas"]), (self.rank, self.num_replicas)
+        own = whose[1] > 1 and not losses[1].isnan().all()  # losses that other processes lack
+        if own and whose != here and not self._by_hand():
+            raise ValueError(
+                f"rank: expected {whose[0]} of {whose[1]}, which alone knows this state's latest losses, got "
+                f"{here[0]} of {here[1]}; let each process load its own state, or one saved after set_epoch()"
+            )
+        super().load_state_dict(state)
         self._use(planned, weights.to("cpu", copy=True))
         self._losses.load(*losses)

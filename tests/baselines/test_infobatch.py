@@ -177,6 +177,7 @@ def test_losses_as_training_has_them(device, dtype, index_dtype):
     with no_synchronisation(device):
         batches.update(index, loss * 1)
         batches.update(index.to(device), loss * 1)
+    assert not batches.state_dict()["recorded"].requires_grad
     batches.set_epoch(1)
     state = batches.state_dict()
     expected = torch.full((n,), 3.0)
@@ -266,6 +267,17 @@ def test_losses_of_other_processes_that_are_missing_are_an_error():
     assert weights(batches) == weights(one)
 
 
+def test_processes_that_need_no_losses_of_others():
+    """Nothing was recorded yet, or one sample is all there is."""
+    batches = InfoBatchSampler(N, 16, epochs=9, rank=1, num_replicas=2)
+    batches.set_epoch(1)
+    assert len(samples(batches)) == math.ceil(N / 2)
+    batches = InfoBatchSampler(1, 16, epochs=9, rank=1, num_replicas=2)
+    batches.update(torch.tensor([0]), torch.ones(1))
+    batches.set_epoch(1)
+    assert samples(batches) == [0]
+
+
 def _train_in_a_group(rank, folder):
     batches = InfoBatchSampler(N, 16, epochs=10, seed=5)
     assert (batches.rank, batches.num_replicas) == (rank, 2)
@@ -290,13 +302,10 @@ def _train_in_a_group(rank, folder):
     assert rests[0] == rests[1]
     assert_same_state(batches.state_dict(), resumed.state_dict())
 
-    resumed._losses._recorded[-1] = 0.0  # as on CUDA, after an index outside the table
     if rank:
-        with pytest.raises(IndexError, match=r"update\(\) was given were outside"):
-            resumed.set_epoch(9)
-    else:
-        with pytest.raises(IndexError, match=f"0 <= index < {N}"):
-            resumed.set_epoch(9)
+        resumed._losses._recorded[-1] = 0.0  # as on CUDA, after an index outside the table
+    with pytest.raises(IndexError, match=f"update.. was given were outside.*0 <= index < {N}"):
+        resumed.set_epoch(9)
     resumed.set_epoch(9)  # it was told
     batches.set_epoch(9)
     assert list(resumed) == list(batches)
@@ -313,10 +322,11 @@ def _train_in_a_group(rank, folder):
             other.set_epoch(8)
     with pytest.raises(ValueError, match="same epoch"):
         InfoBatchSampler(N, 16, epochs=10).set_epoch(1 + rank)
-    alone = InfoBatchSampler(N, 16, epochs=10, rank=0, num_replicas=1)  # each its own run
-    alone.update(ALL[: 1 + rank], torch.ones(1 + rank))
+    # Each its own run: of one sample below the mean, half is none.
+    alone = InfoBatchSampler(N, 16, epochs=10, rank=0, num_replicas=1)
+    alone.update(ALL[[rank]], torch.ones(1))
     alone.set_epoch(1)
-    assert len(samples(alone)) == N - 1
+    assert weights(alone) == [float(i != rank) for i in range(N)]
 
 
 def test_a_group_of_processes_exchanges_its_losses(tmp_path, free_port):
@@ -371,6 +381,39 @@ def test_resumes_at_any_step(workers, seed):
     assert_same_state(second.state_dict(), whole.state_dict())
 
 
+def test_a_state_keeps_what_the_epoch_was_planned_from():
+    """Though its tensors are no copies: later plans make new ones."""
+    batches = scored()
+    batches.set_epoch(1)
+    state = batches.state_dict()
+    then = copy.deepcopy(state)
+    for epoch in (1, 2, 3):
+        batches.update(ALL, losses_of(epoch))
+        batches.set_epoch(epoch + 1)
+    for name in ("scores", "weights"):
+        assert torch.equal(state[name], then[name]) and not torch.equal(
+            state[name], batches.state_dict()[name]
+        )
+
+
+def test_the_state_of_an_iterator_that_has_ended_is_the_next_epochs_beginning():
+    batches = scored(3, seed=2)
+    rows = iter(batches)
+    assert len(list(rows)) == len(batches)
+    state = stored(rows.state_dict())
+    assert state["epoch"] == 1 and state["planned"] == 0
+    resumed = InfoBatchSampler(N, 32, epochs=200)
+    resumed.load_state_dict(state)
+    for b in (batches, resumed):
+        b.set_epoch(1)
+    assert list(resumed) == list(batches) and weights(resumed) == weights(batches) != [1.0] * N
+
+
+def test_the_state_of_another_sampler_is_refused():
+    with pytest.raises(ValueError, match="version"):
+        scored().load_state_dict(AUSAMBatchSampler(ADLP(N), 32).state_dict())
+
+
 class Run:
     def __init__(self, workers):
         self.batches = InfoBatchSampler(N, 32, epochs=9, seed=3)
@@ -417,7 +460,12 @@ def within_an_epoch():
     [
         ({"version": 3}, ValueError, "version: expected 1, got 3"),
         ({"batch_size": 8}, ValueError, "batch_size: expected 8.*got 16"),
-        ({"rank": 1}, ValueError, "rank: expected 1.*got 0"),
+        ({"num_replicas": 2}, ValueError, "num_replicas: expected 2.*got 1"),
+        (
+            {"position": 0, "num_replicas": 2},
+            ValueError,
+            "rank: expected 0 of 2.*got 0 of 1.*after set_epoch",
+        ),
         ({"scores": torch.ones(N + 1)}, ValueError, f"num_samples: expected.*got {N}"),
         ({"planned": None}, KeyError, "planned"),
         ({"recorded": None}, KeyError, "recorded"),
@@ -426,7 +474,7 @@ def within_an_epoch():
 def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     batches = within_an_epoch()
     before = copy.deepcopy(batches.state_dict())
-    state = {**scored(3, batch_size=16).state_dict(), "position": 1, **change, "seed": 77}
+    state = {**scored(3, batch_size=16).state_dict(), "position": 1, "seed": 77, **change}
     with pytest.raises(error, match=message):
         batches.load_state_dict({name: value for name, value in state.items() if value is not None})
     assert_same_state(batches.state_dict(), before)
@@ -493,12 +541,18 @@ def test_an_index_outside_the_table_on_another_device():
     before = batches.state_dict()["recorded"].clone()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ausam_ext.checks.inside", lambda *args: None)
-        batches.update(torch.tensor([-1, N, N + 1]), torch.tensor([1.0, math.nan, 2.0]))
-        assert batches.weights(torch.tensor([-1, N, N + 1])).isnan().all()
+        batches.update(torch.tensor([-7, N + 7]), torch.tensor([1.0, math.nan]))
+        assert batches.weights(torch.tensor([-7, N + 7])).isnan().all()
     torch.testing.assert_close(batches.state_dict()["recorded"], before, rtol=0, atol=0, equal_nan=True)
     with pytest.raises(IndexError, match=rf"outside the table, and were skipped; expected 0 <= index < {N}"):
         batches.set_epoch(2)
-    assert len(samples(batches)) < N  # it was told, and the rest counts
+    batches.set_epoch(2)  # it was told, and the rest counts
+    assert len(samples(batches)) < N
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ausam_ext.checks.inside", lambda *args: None)
+        batches.update(torch.tensor([N + 7]), torch.tensor([math.nan]))
+    with pytest.raises(IndexError, match="outside the table"):
+        batches.set_epoch(3)
 
 
 def test_what_it_says_of_itself_and_of_a_loader():
