@@ -129,6 +129,18 @@ def inside(index: Tensor, num_samples: int, invalid: Tensor | None = None) -> No
         )
 
 
+def per_sample(loss: Any, index: Tensor) -> Tensor:
+    """Losses that were not reduced, one for each index."""
+    a = tensor("loss", loss, FLOATING)
+    if a.shape != index.shape:
+        hint = '; losses must be per sample (reduction="none"), with no other dimension'
+        raise ValueError(
+            f"loss: expected one for each index, shape {tuple(index.shape)}, got {tuple(a.shape)}"
+            + (hint if a.dim() != 1 or a.numel() == 1 else ": are they of another batch?")
+        )
+    return a
+
+
 def adlp_update_(
     total: Any,
     count: Any,
@@ -141,13 +153,8 @@ def adlp_update_(
 ) -> None:
     t, i = _table(total, count, index, invalid, tried)
     tensor("index", i, INDEX, dim=1)
-    a, b = tensor("loss", loss, FLOATING), tensor("loss_perturbed", loss_perturbed, FLOATING)
-    if a.shape != i.shape:
-        per_sample = '; losses must be per sample (reduction="none"), with no other dimension'
-        raise ValueError(
-            f"loss: expected one for each index, shape {tuple(i.shape)}, got {tuple(a.shape)}"
-            + (per_sample if a.dim() != 1 or a.numel() == 1 else ": are they of another batch?")
-        )
+    a = per_sample(loss, i)
+    b = tensor("loss_perturbed", loss_perturbed, FLOATING)
     same_device("loss", a, "total", t)
     same("loss_perturbed", b, "loss", a)
     inside(i, t.numel(), invalid)

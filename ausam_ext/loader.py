@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from .importance import HandedOut
 
 if TYPE_CHECKING:
-    from .sampler import AUSAMBatchSampler
+    from .planned import PlannedBatchSampler
 
 Batch = TypeVar("Batch")
 _AT_ONCE = 16  # batches that become lists together, which is faster
@@ -23,7 +23,7 @@ _AT_ONCE = 16  # batches that become lists together, which is faster
 class Batches(Iterator[list[int]]):
     """The batches that are left of a sampler's epoch, with a state for loaders that store one."""
 
-    def __init__(self, sampler: "AUSAMBatchSampler") -> None:
+    def __init__(self, sampler: "PlannedBatchSampler") -> None:
         self.sampler = sampler
         self.epoch, self.position = sampler.epoch, sampler._position  # of the next batch that is drawn
         self._ended = False
@@ -61,14 +61,15 @@ class Batches(Iterator[list[int]]):
 
 
 class IndexedLoader(Generic[Batch]):
-    """A ``DataLoader`` with an ``AUSAMBatchSampler``, that yields ``(index, batch)``.
+    """A ``DataLoader`` with a batch sampler of this package, that yields ``(index, batch)``.
 
-    What :meth:`AUSAMBatchSampler.indexed` returns: see there. Each loop over it is one epoch, or what is left
-    of one. A framework can have it as its loader: ``len()`` is the number of batches in an epoch, ``sampler``
-    is what ``set_epoch()`` is called on, and ``state_dict()`` says how far the epoch is.
+    What the sampler's ``indexed()`` returns: see :meth:`AUSAMBatchSampler.indexed`. Each loop over it is one
+    epoch, or what is left of one. A framework can have it as its loader: ``len()`` is the number of batches
+    in an epoch, ``sampler`` is what ``set_epoch()`` is called on, and ``state_dict()`` says how far the epoch
+    is.
 
     Args:
-        loader: made with ``batch_sampler=`` an ``AUSAMBatchSampler``.
+        loader: made with ``batch_sampler=`` such a sampler.
 
     Raises:
         TypeError: it was not.
@@ -79,11 +80,12 @@ class IndexedLoader(Generic[Batch]):
         sampler: Any = getattr(loader, "batch_sampler", None)
         if not hasattr(sampler, "indexed"):
             raise TypeError(
-                f"loader: expected a DataLoader made with batch_sampler= an AUSAMBatchSampler, got {loader!r}"
+                "loader: expected a DataLoader made with batch_sampler= one of this package, such as "
+                f"AUSAMBatchSampler, got {loader!r}"
             )
-        check(loader, sampler, len(sampler.adlp))
+        check(loader, sampler)
         self.loader = loader
-        self.sampler: AUSAMBatchSampler = sampler
+        self.sampler: PlannedBatchSampler = sampler
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -155,12 +157,11 @@ class IndexedLoader(Generic[Batch]):
         self.sampler.load_state_dict(state_dict)
 
 
-def check(loader: Any, sampler: Sampler[list[int]], num_samples: int) -> None:
-    """Raises ``ValueError`` where ``loader`` does not take ``sampler``'s batches, of so many samples."""
+def check(loader: Any, sampler: "PlannedBatchSampler") -> None:
+    """Raises ``ValueError`` if ``loader`` does not take ``sampler``'s batches, of so many samples."""
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         raise ValueError(
-            "loader: its data set is an IterableDataset, which takes no batch sampler. Let it yield each "
-            "sample's index too, and choose within the loop with select()"
+            f"loader: its data set is an IterableDataset, which takes no batch sampler.{sampler._instead}"
         )
     found = getattr(loader, "batch_sampler", None)
     if found is not sampler:
@@ -168,13 +169,13 @@ def check(loader: Any, sampler: Sampler[list[int]], num_samples: int) -> None:
             f"loader: expected a DataLoader made with batch_sampler= this sampler, got {loader!r} with "
             f"{found!r}. Where a framework put its own in place, keep it from that (Lightning: "
             "use_distributed_sampler=False; Accelerate: leave this loader out of prepare()): this sampler "
-            "splits epochs among processes itself. For a loader that cannot take one, choose within the loop "
-            "with select()"
+            f"splits epochs among processes itself.{sampler._instead}"
         )
     dataset: Any = getattr(loader, "dataset", None)
-    if hasattr(dataset, "__len__") and len(dataset) != num_samples:
+    if hasattr(dataset, "__len__") and len(dataset) != sampler.num_samples:
         raise ValueError(
-            f"loader: expected a data set of {num_samples} samples, as the table has, got {len(dataset)}"
+            f"loader: expected a data set of {sampler.num_samples} samples, as the table has, "
+            f"got {len(dataset)}"
         )
     if not getattr(loader, "in_order", True):
         raise ValueError(

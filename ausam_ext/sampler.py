@@ -2,30 +2,22 @@
 
 import math
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator
-from hashlib import blake2b
+from collections.abc import Iterator
 from numbers import Integral
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from . import checks, ops
 from .adlp import ADLP
 from .importance import Choice, HandedOut, Race, columns, scores
-from .loader import Batch, Batches, IndexedLoader
-from .loader import check as check_loader
-from .permutation import permute
+from .planned import PlannedBatchSampler
 
-_VERSION = 3
 _PLAN_BLOCK = 1 << 20  # samples whose batches are planned at once; bounds a plan's memory to some 50 MB
 _NOISE_BLOCK = 1 << 13  # samples whose noise is drawn at once
 
 
-class AUSAMBatchSampler(Sampler[list[int]]):
+class AUSAMBatchSampler(PlannedBatchSampler):
     """Cuts each epoch into batches of ``K``, keeps the ``alpha * K`` samples of each that matter most (Alg.
     1).
 
@@ -64,6 +56,12 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         epochs: length of the run, for ``warmup_epochs``; warns if the run is to end before that epoch.
     """
 
+    _state_version = 3
+    _instead = (
+        " Where no batch sampler can be, let the data set yield each sample's index too, and choose within "
+        "the loop with select()"
+    )
+
     def __init__(
         self,
         adlp: ADLP,
@@ -83,33 +81,13 @@ class AUSAMBatchSampler(Sampler[list[int]]):
     ) -> None:
         if not isinstance(adlp, ADLP):
             raise TypeError(f"adlp: expected an ausam_ext.ADLP, got {type(adlp).__name__}")
-        distributed = dist.is_available() and dist.is_initialized()
-        if num_replicas is None:
-            num_replicas = dist.get_world_size() if distributed else 1
-        if rank is None:
-            rank = dist.get_rank() if distributed else 0
+        super().__init__(len(adlp), batch_size, shuffle, drop_last, seed, rank, num_replicas)
         self.adlp = adlp
-        self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.alpha = checks.number("alpha", alpha, "a number above 0 and at most 1", lambda v: 0 < v <= 1)
         self.s_min, self.s_max = checks.weight_bounds(s_min, s_max)
         self.epochs = None if epochs is None else checks.integer("epochs", epochs, 1)
         self.warmup_epochs = self._ramp(warmup_epochs)
         self.full_epochs = checks.integer("full_epochs", full_epochs, 0)
-        self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
-        self.seed = checks.integer("seed", seed, 0)
-        self.num_replicas = checks.integer("num_replicas", num_replicas, 1)
-        self.rank = checks.integer("rank", rank, 0, self.num_replicas - 1)
-        self.epoch = 0
-        self._position = 0  # batches of this epoch that were handed to the training loop
-        # Batches that a loader drew and indexed() has not given out yet: of the loop that is the current one,
-        # and of one that begins, until it gets its first batch.
-        self._current: deque[HandedOut] | None = None
-        self._awaiting: deque[HandedOut] | None = None
-        self._handed: HandedOut | None = None  # the batch that the loop got last
-        self._restored: Batches | None = None  # by its load_state_dict(), and not used yet
-        self._epoch_was_set = False
-        # Without set_epoch() and indexed(): the table's version at the first one's beginning, how many ended.
-        self._plain_loops: tuple[int, int] | None = None
         self._noise_block: tuple[tuple[int, int], Tensor] | None = None
 
     def _ramp(self, warmup_epochs: float) -> float:
@@ -131,81 +109,14 @@ class AUSAMBatchSampler(Sampler[list[int]]):
 
     def __repr__(self) -> str:
         settings = "batch_size alpha s_min s_max warmup_epochs full_epochs shuffle drop_last seed"
-        processes = " rank num_replicas" if self.num_replicas > 1 else ""
-        shown = ", ".join(f"{name}={getattr(self, name)}" for name in (settings + processes).split())
-        return f"AUSAMBatchSampler({self.adlp!r}, {shown})"
+        return self._described(self.adlp, settings)
 
-    def __len__(self) -> int:
-        """Batches in an epoch, of this process."""
-        n = self._share()
-        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+    @property
+    def _device(self) -> torch.device:
+        return self.adlp.device
 
-    def _share(self) -> int:
-        """Samples of this process in an epoch."""
-        return -(-len(self.adlp) // self.num_replicas)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Call it before each epoch; the epoch of a loaded state goes on where it was left."""
-        epoch = checks.integer("epoch", epoch, 0)
-        self._epoch_was_set = True
-        if epoch != self.epoch:
-            self.epoch, self._position = epoch, 0
-            self._current = self._restored = None
-
-    def __iter__(self) -> Batches:
-        """The samples of each batch that is left of the epoch.
-
-        The iterator has a ``state_dict()`` of its own: up to where it was drawn from, which is what a loader
-        with a state needs, such as torchdata's ``StatefulDataLoader``.
-
-        Warns if it begins the same epoch once more without :meth:`set_epoch` or :meth:`indexed`.
-        """
-        if self._restored is not None and self._restored.position == len(self):
-            self.set_epoch(self.epoch + 1)  # a loader that was saved after its last batch drops that iterator
-        return Batches(self)
-
-    def _begin(self) -> deque[HandedOut] | None:
-        """Takes note of an iterator's first batch; gives where :meth:`indexed` wants to have the batches."""
-        if self._awaiting is not None:
-            self._awaiting.clear()  # a loader may draw from one iterator, and begin another
-        elif not self._epoch_was_set and self._current is None:
-            version = self.adlp.total._version
-            first, ended = self._plain_loops or (version, 0)
-            # Looking at the batches twice is no training.
-            if version != first or ended > 1:
-                warnings.warn(
-                    f"AUSAMBatchSampler: epoch {self.epoch} begins once more, with the same batches; call "
-                    "set_epoch() before each epoch, or loop over indexed(loader), which moves on by itself",
-                    stacklevel=3,
-                )
-            self._plain_loops = first, ended
-        return self._awaiting
-
-    def _end(self) -> None:
-        if self._plain_loops is not None:
-            first, ended = self._plain_loops
-            self._plain_loops = first, ended + 1
-
-    def indexed(self, loader: Iterable[Batch]) -> IndexedLoader[Batch]:
-        """Gives ``(index, batch)`` for each batch of a ``DataLoader`` that has this as its ``batch_sampler``.
-
-        ``index`` is ``[samples in the batch]``, int64, on the table's device: what ``ADLP.update`` takes.
-        Also counts the batches, for :meth:`state_dict`, and moves on to the next epoch after the last.
-        Workers get seeds that depend on ``seed``, the epoch and where it begins; torch's own generator is
-        left as it is.
-
-        Returns:
-            A loader with ``len()``, to loop over as often as there are epochs: ``next()`` is of its
-            ``iter()``.
-
-        Raises:
-            ValueError: ``loader`` has another batch sampler or a data set of another length than the table,
-                or gives batches in another order.
-            RuntimeError: later: the loader's batches are not those that it drew from this sampler; or this
-                loop goes on after another one began or the epoch or the state was set.
-        """
-        check_loader(loader, self, len(self.adlp))
-        return IndexedLoader(loader)  # type: ignore[arg-type]
+    def _recordings(self) -> int:
+        return self.adlp.total._version
 
     def select(self, index: Tensor) -> Tensor:
         """The same choice for the next batch, within the loop: for loaders that take no batch sampler.
@@ -289,37 +200,18 @@ class AUSAMBatchSampler(Sampler[list[int]]):
         return self._handed.weights(self.adlp.place(index), normalize)
 
     def _plan(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Choice | None]]:
-        """Samples of the batches from ``first`` on, in blocks: ``[batches, alpha * K]``, and a shorter last
-        one; what chose them, if not all candidates were kept."""
-        full, rest = divmod(self._share(), self.batch_size)
-        while first < len(self):
+        for start, candidates in self._blocks(epoch, first, _PLAN_BLOCK):
             self.adlp.check()
-            rows, n = 1, rest
-            if first < full:
-                rows, n = min(max(1, _PLAN_BLOCK // self.batch_size), full - first), self.batch_size
-            index = self._candidates(epoch, first * self.batch_size, rows * n).view(rows, n)
-            race, choice = self._race(n, epoch, first, rows), None
-            if race is not None:
-                # Not the fused adlp_sample: the weights need the scores.
-                known = columns(self.adlp, index.flatten())
-                keep = ops.subset_sample(
-                    scores(*known).view(index.shape),
-                    race.k,
-                    s_min=race.s_min,
-                    s_max=race.s_max,
-                    noise=race.noise,
-                )
-                index, choice = index.gather(1, keep), Choice(race, keep, known)
-            yield index, choice
-            first += rows
-
-    def _candidates(self, epoch: int, start: int, length: int) -> Tensor:
-        """Samples ``start``, ``start + 1``, ... of this process's share of the epoch."""
-        n = len(self.adlp)
-        # Strided as DistributedSampler has it; what is repeated goes to another process than the first time.
-        position = torch.arange(start, start + length, dtype=torch.int64, device=self.adlp.device)
-        position = (position * self.num_replicas + self.rank) % n
-        return permute(position, n, self._generator("permutation", epoch)) if self.shuffle else position
+            rows, n = candidates.shape
+            race = self._race(n, epoch, start, rows)
+            if race is None:
+                yield candidates, None
+                continue
+            # Not the fused adlp_sample: the weights need the scores.
+            known = columns(self.adlp, candidates.flatten())
+            of_rows, noise = scores(*known).view(rows, n), race.noise
+            keep = ops.subset_sample(of_rows, race.k, s_min=race.s_min, s_max=race.s_max, noise=noise)
+            yield candidates.gather(1, keep), Choice(race, keep, known)
 
     def _race(self, n: int, epoch: int, first: int, rows: int) -> Race | None:
         """How many of ``n`` candidates the batches from ``first`` on keep, and how; None if all."""
@@ -346,40 +238,3 @@ class AUSAMBatchSampler(Sampler[list[int]]):
                 noise = noise.pin_memory()  # else the copy would wait for the device
             self._noise_block = (key, noise.to(self.adlp.device, non_blocking=True))
         return self._noise_block[1]
-
-    def _generator(self, *key: object) -> torch.Generator:
-        """One for each purpose, so that a run resumes anywhere without stored random state."""
-        digest = blake2b(repr((self.seed, *key)).encode(), digest_size=8).digest()
-        return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where training stands: what :meth:`indexed` or :meth:`select` handed out, not the prefetched."""
-        return {
-            "version": _VERSION,
-            "epoch": self.epoch,
-            "position": self._position,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "num_samples": len(self.adlp),
-            "batch_size": self.batch_size,
-            "num_replicas": self.num_replicas,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`; the next iteration hands out the rest of the epoch.
-
-        Raises:
-            KeyError: something is missing.
-            ValueError: the state is of another version, or, within an epoch, of another number of samples,
-                ``batch_size``, number of processes or ``shuffle``. Nothing is changed.
-        """
-        checks.version(state, _VERSION)
-        here = self.state_dict()
-        for name in ("num_samples", "batch_size", "num_replicas", "shuffle"):
-            if state["position"] and state[name] != here[name]:
-                raise ValueError(
-                    f"{name}: expected {state[name]}, with which this epoch was begun, got {here[name]}; "
-                    "a state that is saved between two epochs fits any"
-                )
-        self.seed, self.epoch, self._position = state["seed"], state["epoch"], state["position"]
-        self._current = self._restored = self._plain_loops = self._handed = None

@@ -2,6 +2,7 @@
 
 from .aesam import AESAM
 from .esam import ESAM
+from .infobatch import InfoBatchSampler
 from .ksam import KSAM
 from .looksam import LookSAM
 from .mesa import MESA
@@ -10,4 +11,4 @@ from .periodic import PeriodicSAM
 from .randomized import RandomizedSAM
 from .saf import SAF
 
-__all__ = ["AESAM", "ESAM", "KSAM", "LookSAM", "MESA", "MomentumSAM", "PeriodicSAM", "RandomizedSAM", "SAF"]
+__all__ = ["AESAM", "ESAM", "InfoBatchSampler", "KSAM", "LookSAM", "MESA", "MomentumSAM", "PeriodicSAM", "RandomizedSAM", "SAF"]
