@@ -11,4 +11,15 @@ from .periodic import PeriodicSAM
 from .randomized import RandomizedSAM
 from .saf import SAF
 
-__all__ = ["AESAM", "ESAM", "InfoBatchSampler", "KSAM", "LookSAM", "MESA", "MomentumSAM", "PeriodicSAM", "RandomizedSAM", "SAF"]
+__all__ = [
+    "AESAM",
+    "ESAM",
+    "KSAM",
+    "MESA",
+    "SAF",
+    "InfoBatchSampler",
+    "LookSAM",
+    "MomentumSAM",
+    "PeriodicSAM",
+    "RandomizedSAM",
+]
