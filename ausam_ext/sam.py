@@ -15,7 +15,7 @@ from .copies import Copies
 from .gradient_watch import GradientWatch
 from .module_state import ModuleState
 from .sharding import drop_gathered, gatherers, global_norm, is_sharded, local
-from .shared_memory import SharedMemory, flat, owns_its_memory
+from .shared_memory import SharedMemory, merge, owns_its_memory
 
 Closure = Callable[[], Tensor]
 
@@ -285,14 +285,10 @@ class SAM:
         weights, grads = self._local(params), self._local([p.grad for p in params])  # type: ignore[misc]
         if self._sharded or not (groups := self._memory.groups(weights)):
             return weights, grads, places
-        drop: set[int] = set()
         for members in groups:
             if len({self._radius(params[i]) for i in members}) > 1:
                 raise ValueError("groups: expected one rho for parameters that share memory, got several")
-            first = members[0]
-            weights[first], grads[first] = flat([weights[i] for i in members], [grads[i] for i in members])
-            drop.update(members[1:])
-        kept = [i for i in range(len(places)) if i not in drop]
+        kept = merge(groups, weights, grads)
         return [weights[i] for i in kept], [grads[i] for i in kept], [places[i] for i in kept]
 
     def _radius(self, p: nn.Parameter) -> float:

@@ -76,3 +76,12 @@ def flat(params: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor, Ten
     for start, p, g in zip(starts, params, grads, strict=True):
         grad.as_strided(p.shape, p.stride(), start).add_(g)
     return weight, grad
+
+
+def merge(groups: list[list[int]], weights: list[Tensor], others: list[Tensor]) -> list[int]:
+    """Puts the :func:`flat` of each group in the place of its first member; gives the places that remain."""
+    for members in groups:
+        first = members[0]
+        weights[first], others[first] = flat([weights[i] for i in members], [others[i] for i in members])
+    gone = {i for _, *rest in groups for i in rest}
+    return [i for i in range(len(weights)) if i not in gone]

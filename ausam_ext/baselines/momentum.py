@@ -24,7 +24,7 @@ from .. import checks, guards, ops
 from ..away import Away
 from ..copies import Copies
 from ..sharding import global_norm, is_sharded, local
-from ..shared_memory import SharedMemory, flat
+from ..shared_memory import SharedMemory, merge
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
 _ACCEPTED = "one that keeps momentum, as momentum_buffer (SGD with momentum) or as exp_avg (Adam, AdamW)"
@@ -93,11 +93,7 @@ class MomentumSAM:
         places = list(momenta)
         weights, v = [local(params[i]) for i in places], list(momenta.values())
         if not any(map(is_sharded, v)) and (groups := self._memory.groups(weights)):
-            for members in groups:
-                first = members[0]
-                weights[first], v[first] = flat([weights[i] for i in members], [v[i] for i in members])
-            rest = {i for _, *others in groups for i in others}
-            kept = [i for i in range(len(weights)) if i not in rest]
+            kept = merge(groups, weights, v)
             weights, v, places = [weights[i] for i in kept], [v[i] for i in kept], [places[i] for i in kept]
         backups = self._backups.of(places, weights)
         with Away(self, weights, backups) as away:
