@@ -14,11 +14,7 @@ from torch import Tensor
 
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """``(x / 255 - mean) / std`` for each channel: uint8 [B, C, H, W] to float32."""
-    if x.dtype != torch.uint8 or x.dim() != 4 or not x.shape[1] == len(mean) == len(std):
-        raise ValueError(
-            f"x: expected uint8 of shape [B, {len(mean)}, H, W], one channel for each mean and std, "
-            f"got {x.dtype} of shape {list(x.shape)}, {len(mean)} means and {len(std)} stds"
-        )
+    _check(x, mean, std)
     middle, spread = (torch.tensor(v, dtype=torch.float32, device=x.device) for v in (mean, std))
     return (x.float() / 255 - middle.view(1, -1, 1, 1)) / spread.view(1, -1, 1, 1)
 
@@ -39,6 +35,7 @@ def augment(
     ``pad`` and ``cutout`` are; the same state gives the same images (on the same kind of device: a GPU's
     numbers are others).
     """
+    _check(x, mean, std)
     batch, channels, height, width = x.shape
 
     def draw(high: int) -> Tensor:
@@ -61,3 +58,11 @@ def augment(
 
 def _within(places: Tensor, middle: Tensor, side: int) -> Tensor:
     return (places >= middle - side // 2) & (places < middle - side // 2 + side)
+
+
+def _check(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    if x.dtype != torch.uint8 or x.dim() != 4 or not x.shape[1] == len(mean) == len(std):
+        raise ValueError(
+            f"x: expected uint8 of shape [B, {len(mean)}, H, W], one channel for each mean and std, "
+            f"got {x.dtype} of shape {list(x.shape)}, {len(mean)} means and {len(std)} stds"
+        )

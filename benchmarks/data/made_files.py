@@ -137,7 +137,7 @@ def _mpii(folder: Path, samples: int, random: np.random.Generator) -> None:
             height = random.uniform(90, 130)
             center = np.array([100, 90]) + random.uniform(-10, 10, 2)
             where = center + height * (STANDING + random.normal(0, 0.02, (16, 2)))
-            _draw(where).save(folder / f"images/{part}_{i}.jpg", quality=95)
+            _draw(where).save(folder / f"images/{part}_{i}.jpg", quality=95, subsampling=0)
             visible = [int(j != i % 16) for j in range(16)]
             where = np.where(np.array(visible)[:, None] == 1, where + 1, -1.0)  # counted from 1
             joints.append(where)
