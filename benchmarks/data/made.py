@@ -13,11 +13,16 @@ from torch.utils.data import Dataset
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, and which samples they are
 
 
+def smooth(samples: int, channels: int, size: int, generator: torch.Generator) -> Tensor:
+    """``[samples, channels, size, size]``, about from 0 to 1, without detail."""
+    coarse = torch.rand(samples, channels, 6, 6, generator=generator)
+    return F.interpolate(coarse, size=size, mode="bicubic", antialias=True)
+
+
 def generate(samples: int) -> tuple[Tensor, Tensor]:
     """``[samples, 3, 32, 32]``, uint8, smooth with some noise as photographs are, and labels from 0 to 9."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(samples, 3, 6, 6, generator=generator)
-    images = F.interpolate(coarse, size=32, mode="bicubic", antialias=True) * 230
+    images = smooth(samples, 3, 32, generator) * 230
     images += 25 * torch.rand(images.shape, generator=generator)
     return images.clamp(0, 255).byte(), torch.randint(10, (samples,), generator=generator)
 

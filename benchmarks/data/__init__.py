@@ -1,0 +1,44 @@
+"""What is trained on: data sets as they are distributed, made ones in the same formats, augmentation."""
+
+from pathlib import Path
+
+from . import cifar, idx, tiny_imagenet
+from .augment import augment, normalise
+from .images import Images
+from .made import Encoded, InMemory, generate
+from .made_files import write
+from .splits import validation_split
+
+__all__ = [
+    "DATASETS",
+    "Encoded",
+    "Images",
+    "InMemory",
+    "augment",
+    "generate",
+    "load",
+    "normalise",
+    "validation_split",
+    "write",
+]
+
+DATASETS = ("CIFAR-10", "CIFAR-100", "Fashion-MNIST", "Tiny-ImageNet")  # and poses: benchmarks.data.mpii
+
+
+def load(name: str, folder: str | Path, train: bool, made: bool = False) -> Images:
+    """One of ``DATASETS``, from the files in ``folder``; its test images unless ``train``.
+
+    Fashion-MNIST may be in ``idx.DEBIAN``, where Debian's package puts it. ``made``: the files are those of
+    :func:`write`, not as distributed. ``FileNotFoundError`` or ``ValueError`` names the file, what was
+    expected and where the data comes from.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"name: expected one of {', '.join(DATASETS)}, got {name!r}")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected a folder with {name}, got no folder")
+    if name == "Fashion-MNIST":
+        return idx.load(folder, train, made)
+    if name == "Tiny-ImageNet":
+        return tiny_imagenet.load(folder, train, made)
+    return cifar.load(name, folder, train, made)
