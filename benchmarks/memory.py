@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from .data import InMemory
 from .harness import Row, save
-from .models import PAPERS, mlp, resnet18, small_cnn
+from .networks import PAPERS, mlp, resnet18, small_cnn
 from .steps import BATCH_SIZE, STEPS, Epoch, Method
 
 # How many copies of the parameters each may hold above SGD.

@@ -22,7 +22,7 @@ from ausam_ext import SAM
 
 from .harness import Row, compare, launches, row, save
 from .memory import peak
-from .models import PAPERS, mlp, resnet18, small_cnn
+from .networks import PAPERS, mlp, resnet18, small_cnn
 
 FOLDER = Path(__file__).parents[1] / "build" / "peers"
 # zij carries the SAM of github.com/davda54/sam, which has no release and which most others copy.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
 
 from .harness import Row, compare, row, save
-from .models import resnet18
+from .networks import resnet18
 
 Columns = dict[str, tuple[Callable[[], object], int]]  # what to time, and how many steps it serves
 BATCH_SIZE = 128

@@ -25,7 +25,7 @@ from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
 from .data import Encoded, InMemory
 from .family import measure as measure_family
 from .harness import Row, compare, graph, row, save
-from .models import PAPERS, resnet18, small_cnn
+from .networks import PAPERS, resnet18, small_cnn
 from .papers import quote
 
 BATCH_SIZE = 128  # of the papers

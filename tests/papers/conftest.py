@@ -1,6 +1,6 @@
-"""Makes `benchmarks` importable: it is no part of the installed package."""
+"""`benchmarks` is no installed package: its folder comes last, so that the rest is what is installed."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2]))  # last: the package is the installed one
+sys.path.append(str(Path(__file__).parents[2]))
