@@ -1,11 +1,11 @@
-"""Every method, as what it does with a batch: one registry for the papers' tables and whatever else trains.
+"""Every method, as what it does with a batch: one registry for all that trains.
 
 A method is made for a :class:`Task`. It says which batches there are (``batches``), leaves the gradient of a
-batch in ``.grad`` (``step``), and keeps what it has to save under ``parts``.
+batch in ``.grad`` (``step``), and has what is to be saved in ``parts``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,6 @@ from ausam_ext.baselines import (
     PeriodicSAM,
     RandomizedSAM,
 )
-from ausam_ext.schedule import ScheduledSAM
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,9 @@ class Task:
     """What a method is made for.
 
     Attributes:
-        losses: of logits and labels, ``[n]``, those that train.
+        losses: of logits and labels, ``[n]``: what is trained on.
         size, classes: of the training set.
-        warmup_epochs: of AUSAM's range of weights.
-        sam_epochs: at the start of vSAM, all with two passes.
+        settings: arguments that the method gets, in place of its defaults here.
     """
 
     model: nn.Module
@@ -49,23 +47,26 @@ class Task:
     seed: int
     rho: float
     device: torch.device
-    warmup_epochs: int
-    sam_epochs: int
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def steps(self) -> int:
-        return self.epochs * -(-self.size // self.batch_size)
+    def steps_per_epoch(self) -> int:
+        return -(-self.size // self.batch_size)
 
 
 class Method:
-    """One pass on each batch, forward and backward: SGD, or whatever the optimizer is."""
+    """One pass on each batch, forward and backward: SGD, or whatever the optimizer is.
+
+    ``choice`` are arguments of the batch sampler, by default those that keep whole batches.
+    """
+
+    sam: Any = None
 
     def __init__(self, task: Task, **choice: Any) -> None:
         self.task = task
         self.adlp = ADLP(task.size, task.device)
-        choice = {"alpha": 1.0, **choice}
         self.batches: Any = AUSAMBatchSampler(
-            self.adlp, task.batch_size, seed=task.seed, warmup_epochs=task.warmup_epochs, **choice
+            self.adlp, task.batch_size, seed=task.seed, **{"alpha": 1.0, **choice}
         )
         self.parts: dict[str, Any] = {"batches": self.batches, "adlp": self.adlp}
 
@@ -73,7 +74,7 @@ class Method:
         self.batches.set_epoch(epoch)
 
     def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Leaves the gradient in ``.grad``, which is clear; gives the losses at ``w``."""
+        """Leaves the gradient in ``.grad``, which is clear; returns the losses at ``w``."""
         return self.differentiate(x, y)
 
     def stepped(self) -> None:
@@ -86,13 +87,12 @@ class Method:
 
 
 class TwoPasses(Method):
-    """SAM, and those that take its second pass at times; ``choice`` are AUSAM's arguments."""
+    """SAM, and those that take its second pass at times; ``scored`` batches are AUSAM's."""
 
-    def __init__(self, task: Task, make: Callable[[Task], SAM], **choice: Any) -> None:
+    def __init__(self, task: Task, sam: SAM, scored: bool = False, **choice: Any) -> None:
         super().__init__(task, **choice)
-        self.sam = make(task)
-        self.parts["sam"] = self.sam
-        self.scored = "alpha" in choice and choice.get("s_min") != choice.get("s_max", 1.0)
+        self.sam, self.scored = sam, scored
+        self.parts["sam"] = sam
 
     def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
         def closure() -> Tensor:
@@ -108,23 +108,26 @@ class TwoPasses(Method):
 class Choosing(Method):
     """ESAM and K-SAM, which choose among the batch."""
 
-    def __init__(self, task: Task, make: Callable[[Task], Any]) -> None:
+    def __init__(self, task: Task, sam: ESAM | KSAM) -> None:
         super().__init__(task)
-        self.sam = make(task)
-        self.parts["sam"] = self.sam
+        self.sam = sam
+        self.parts["sam"] = sam
 
     def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
         def losses(positions: Tensor | None) -> Tensor:
             chosen, labels = (x, y) if positions is None else (x[positions], y[positions])
             return self.task.losses(self.task.model(chosen), labels)
 
-        return self.sam.backward(losses)[0]
+        loss: Tensor = self.sam.backward(losses)[0]
+        return loss
 
 
 class AlongMomentum(Method):
+    """Momentum-SAM."""
+
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        self.sam = MomentumSAM(task.optimizer, task.rho)
+        self.sam = MomentumSAM(task.optimizer, task.rho, **task.settings)
 
     def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
         with self.sam.perturbed():
@@ -134,10 +137,10 @@ class AlongMomentum(Method):
 class WithTerm(Method):
     """SAF and MESA: a term of the loss."""
 
-    def __init__(self, task: Task, make: Callable[[Task], Any]) -> None:
+    def __init__(self, task: Task, term: SAF | MESA) -> None:
         super().__init__(task)
-        self.term = make(task)
-        self.parts["term"] = self.term
+        self.term = term
+        self.parts["term"] = term
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)
@@ -146,8 +149,11 @@ class WithTerm(Method):
     def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
         logits = self.task.model(x)
         losses = self.task.losses(logits, y)
-        of = (index, logits) if isinstance(self.term, SAF) else (logits, x)
-        (losses.mean() + self.term.penalty(*of)).backward()
+        if isinstance(self.term, SAF):
+            term = self.term.penalty(index, logits)
+        else:
+            term = self.term.penalty(logits, x)
+        (losses.mean() + term).backward()
         return losses.detach()
 
     def stepped(self) -> None:
@@ -156,76 +162,78 @@ class WithTerm(Method):
 
 
 class Pruned(Method):
-    """InfoBatch: with SGD, or with SAM, whose ``weighted`` pass has the weights and gives the scores."""
+    """InfoBatch: with SGD, or with SAM, whose ``weighted`` pass gives the scores."""
 
     def __init__(self, task: Task, weighted: str | None = None) -> None:
         super().__init__(task)
-        self.batches = InfoBatchSampler(task.size, task.batch_size, epochs=task.epochs, seed=task.seed)
+        self.batches = InfoBatchSampler(
+            task.size, task.batch_size, epochs=task.epochs, seed=task.seed, **task.settings
+        )
         self.parts = {"batches": self.batches}
         self.weighted, self.sam = weighted, None if weighted is None else SAM(task.model, task.rho)
 
     def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
         weights = self.batches.weights(index).to(x.device)
-        first = self.differentiate(x, y, None if self.weighted == "second" else weights)
-        scores = first
+        loss = self.differentiate(x, y, None if self.weighted == "second" else weights)
+        scores = loss
         if self.sam is not None:
             with self.sam.perturbed():
                 second = self.differentiate(x, y, weights if self.weighted == "second" else None)
-            scores = second if self.weighted == "second" else first
+            scores = second if self.weighted == "second" else loss
         self.batches.update(index, scores)
-        return first
+        return loss
 
 
-def _vsam(task: Task, **options: Any) -> VSAM:
-    warmup = task.sam_epochs * -(-task.size // task.batch_size)
-    return VSAM(task.model, task.rho, warmup_steps=warmup, seed=task.seed, **options)
+_SAMPLER = ("alpha", "s_min", "s_max", "warmup_epochs", "full_epochs")
 
 
-def two_passes(make: Callable[..., SAM] = SAM, **options: Any) -> Callable[[Task], Method]:
-    return partial(TwoPasses, make=lambda task: make(task.model, task.rho, **options))
+def _scheduled(kind: Callable[..., SAM], task: Task, **options: Any) -> Method:
+    return TwoPasses(task, kind(task.model, task.rho, **{**options, **task.settings}))
 
 
-def ausam(alpha: float, **options: Any) -> Callable[[Task], Method]:
-    return partial(TwoPasses, make=lambda task: SAM(task.model, task.rho), alpha=alpha, **options)
+def _vsam(task: Task, **options: Any) -> Method:
+    settings = {"seed": task.seed, "sam_epochs": 3, **options, **task.settings}
+    warmup = settings.pop("sam_epochs") * task.steps_per_epoch
+    return TwoPasses(task, VSAM(task.model, task.rho, warmup_steps=warmup, **settings))
 
 
-def vsam(choice: dict[str, Any] | None = None, **options: Any) -> Callable[[Task], Method]:
-    return partial(TwoPasses, make=lambda task: _vsam(task, **options), **(choice or {}))
+def _ausam(task: Task, **options: Any) -> Method:
+    """With settings of vSAM among the rest, both methods."""
+    settings = {**options, **task.settings}
+    choice = {name: settings.pop(name) for name in _SAMPLER if name in settings}
+    scored = choice.get("s_min") != choice.get("s_max", 1.0)
+    sam: SAM = SAM(task.model, task.rho)
+    if settings:
+        warmup = settings.pop("sam_epochs", 3) * task.steps_per_epoch
+        sam = VSAM(task.model, task.rho, warmup_steps=warmup, seed=task.seed, **settings)
+    return TwoPasses(task, sam, scored, **choice)
 
 
-def choosing(make: Callable[..., Any], **options: Any) -> Callable[[Task], Method]:
-    return partial(Choosing, make=lambda task: make(task.model, task.rho, **options))
+def _choosing(kind: Callable[..., Any], task: Task) -> Method:
+    return Choosing(task, kind(task.model, task.rho, **task.settings))
 
 
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: dict[str, Callable[[Task], Method]] = {
     "SGD": Method,
     "Adam": Method,  # the optimizer makes the difference
-    "SAM": two_passes(),
-    "SAM-5": two_passes(PeriodicSAM, every=5),
-    "SAM-10": two_passes(PeriodicSAM, every=10),
-    "SAM+Random": ausam(0.5, s_min=1.0, s_max=1.0, full_epochs=0),
-    "LookSAM-5": two_passes(LookSAM, every=5, alpha=0.7),
-    "LookSAM-5, alpha 0.1": two_passes(LookSAM, every=5, alpha=0.1),
-    "ESAM": choosing(ESAM),
-    "K-SAM": choosing(KSAM),
-    "K-SAM, a third": choosing(KSAM, k_ratio=1 / 3),
-    "RST": lambda task: TwoPasses(task, lambda t: RandomizedSAM(t.model, t.rho, seed=t.seed)),
-    "G-RST": lambda task: TwoPasses(task, lambda t: RandomizedSAM(t.model, t.rho, weight=2.0, seed=t.seed)),
-    "AE-SAM": lambda task: TwoPasses(task, lambda t: AESAM(t.model, t.rho, total_steps=t.steps)),
+    "SAM": partial(_scheduled, SAM),
+    "SAM-5": partial(_scheduled, PeriodicSAM, every=5),
+    "SAM-10": partial(_scheduled, PeriodicSAM, every=10),
+    "SAM+Random": partial(_ausam, alpha=0.5, s_min=1.0, s_max=1.0, full_epochs=0),
+    "LookSAM-5": partial(_scheduled, LookSAM, every=5),
+    "ESAM": partial(_choosing, ESAM),
+    "K-SAM": partial(_choosing, KSAM),
+    "RST": lambda task: _scheduled(RandomizedSAM, task, seed=task.seed),
+    "G-RST": lambda task: _scheduled(RandomizedSAM, task, seed=task.seed, weight=2.0),
+    "AE-SAM": lambda task: _scheduled(AESAM, task, total_steps=task.epochs * task.steps_per_epoch),
     "Momentum-SAM": AlongMomentum,
-    "SAF": partial(WithTerm, make=lambda t: SAF(t.size, t.classes, device=t.device)),
-    "MESA": partial(WithTerm, make=lambda t: MESA(t.model)),
+    "SAF": lambda task: WithTerm(task, SAF(task.size, task.classes, device=task.device, **task.settings)),
+    "MESA": lambda task: WithTerm(task, MESA(task.model, **task.settings)),
     "SGD+Info": Pruned,
     "SAM+Info*": partial(Pruned, weighted="first"),
     "SAM+Info": partial(Pruned, weighted="second"),
-    "vSAM": vsam(),
-    "vSAM-A": vsam(gamma=0.0),
-    "AUSAM+vSAM": vsam({"alpha": 0.5}),
-    **{f"AUSAM-{alpha}": ausam(alpha) for alpha in (0.4, 0.5, 0.6, 0.7)},
+    "vSAM": _vsam,
+    "vSAM-A": partial(_vsam, gamma=0.0),
+    **{f"AUSAM-{alpha}": partial(_ausam, alpha=alpha) for alpha in (0.4, 0.5, 0.6, 0.7)},
+    "AUSAM+vSAM": partial(_ausam, alpha=0.5, initial_rate=0.34),
 }
-
-
-def sampled(method: Method) -> bool | None:
-    """Whether the last step took a second pass; None if the method does not choose that."""
-    sam = getattr(method, "sam", None)
-    return sam.sampled if isinstance(sam, ScheduledSAM) else None

@@ -1,0 +1,1 @@
+"""Both papers' tables, made anew: `python -m benchmarks.papers`."""

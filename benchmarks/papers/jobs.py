@@ -1,0 +1,124 @@
+"""What is trained for a table: one job for each method, network, data set and seed of its rows."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .published import Row, recipe, rows, setting, tables
+
+QUANTISERS = {"ausam-6": "Jacob", "vsam-5": "LSQ"}
+FASHION = "fashion"  # a table of our own: all methods on Fashion-MNIST
+TABLES = (*tables(), FASHION)
+NOT_YET = {"ausam-4": "poses are not trained here yet"}
+# What makes the networks small enough for `--made`, and the data sets' epochs.
+SMALL: dict[str, dict[str, Any]] = {
+    "ResNet-18": {"width": 8},
+    "ResNet-50": {"width": 8},
+    "WideResNet-28-10": {"width": 1},
+    "PyramidNet-110": {"alpha": 27},
+    "MobileNetV1": {"width": 4},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, with all that its result depends on.
+
+    Attributes:
+        settings: the method's own; those of the paper, or of its official code, where there are any.
+        small: arguments that make the network smaller.
+    """
+
+    method: str
+    network: str
+    dataset: str
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    rho: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    quantiser: str | None = None
+    small: dict[str, Any] = field(default_factory=dict)
+    made: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name of its file."""
+        parts = [self.dataset, self.network, self.method, *(f"{k}={v}" for k, v in self.settings.items())]
+        parts += [self.quantiser or "", "made" if self.made else "", f"{self.epochs} epochs"]
+        named = " ".join(part for part in parts if part)
+        return f"{re.sub(r'[^A-Za-z0-9.=+*-]+', '_', named).replace('*', 'first')}_seed{self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def jobs(
+    table: str,
+    *,
+    seeds: int,
+    epochs: int | None = None,
+    methods: Sequence[str] = (),
+    networks: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    made: bool = False,
+) -> Iterator[tuple[Row, list[Job]]]:
+    """For each row of ``table`` its jobs, one per seed; none for rows that are not to be trained."""
+    for row in rows(table):
+        chosen = (
+            (not methods or row.method in methods)
+            and (not networks or row.network in networks)
+            and (not datasets or row.dataset in datasets)
+        )
+        yield row, [job(table, row, seed, epochs, made) for seed in range(seeds)] if chosen else []
+
+
+def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
+    """With the settings of the papers, and for short runs AUSAM's range and vSAM's rate in proportion."""
+    whole = recipe("epochs", row.network)
+    epochs = epochs or (2 if made else whole)
+    method = {"Full prec.": "SGD", "AUSAM": "AUSAM-0.5"}.get(row.method, row.method.removeprefix("LSQ+"))
+    quantiser = QUANTISERS.get(table) if row.method != "Full prec." else None
+    return Job(
+        method,
+        row.network,
+        row.dataset,
+        seed,
+        epochs,
+        32 if made else 128,
+        0.01 if quantiser else recipe("lr", row.network),
+        1e-4 if quantiser else recipe("weight_decay", row.network),
+        0.05 if quantiser else setting("SAM", "rho", row.network),
+        {
+            **_settings(method, row, epochs / whole),
+            **{k: v for k, v in row.settings.items() if k in ("alpha", "gamma")},
+        },
+        quantiser,
+        SMALL.get(row.network, {}) if made else {},
+        made,
+    )
+
+
+def _settings(method: str, row: Row, share: float) -> dict[str, Any]:
+    """``share``: of the papers' epochs."""
+
+    def of(name: str, which: str = method) -> Any:
+        return setting(which, name, row.network, row.dataset)
+
+    if method.startswith("AUSAM-"):
+        ramp = max(1, round(share * of("E_start", "AUSAM")))
+        return {"s_min": of("s_min", "AUSAM"), "s_max": of("s_max", "AUSAM"), "warmup_epochs": ramp}
+    if method.startswith("vSAM"):
+        settings = {"alpha": of("alpha", "vSAM")} | ({} if method == "vSAM-A" else {"gamma": of("gamma")})
+        # So short a run ends before the rate has risen: begin with the papers' average.
+        return settings if share > 0.25 else {**settings, "alpha": 0.0, "initial_rate": 0.34, "sam_epochs": 1}
+    if method == "ESAM":
+        return {"beta": of("beta"), "gamma": of("gamma")}
+    if method in ("SAF", "MESA"):
+        start = round(share * of("E_start"))
+        delay = {"delay": max(1, min(of("E_tilde"), start))} if method == "SAF" else {}
+        return {"lam": of("lambda"), "tau": of("tau"), "start_epoch": start, **delay}
+    return {}
