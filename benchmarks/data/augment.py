@@ -11,18 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Statistics = Sequence[float] | Tensor  # one for each channel
 
-def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """``(x / 255 - mean) / std`` for each channel: uint8 [B, C, H, W] to float32."""
+
+def normalise(x: Tensor, mean: Statistics, std: Statistics) -> Tensor:
+    """``(x / 255 - mean) / std`` for each channel: uint8 [B, C, H, W] to float32.
+
+    On a GPU, ``mean`` and ``std`` that are tensors there save a synchronisation.
+    """
     _check(x, mean, std)
-    middle, spread = (torch.tensor(v, dtype=torch.float32, device=x.device) for v in (mean, std))
+    middle, spread = (torch.as_tensor(v, dtype=torch.float32, device=x.device) for v in (mean, std))
     return (x.float() / 255 - middle.view(1, -1, 1, 1)) / spread.view(1, -1, 1, 1)
 
 
 def augment(
     x: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Statistics,
+    std: Statistics,
     generator: torch.Generator,
     *,
     pad: int = 4,
@@ -60,7 +65,7 @@ def _within(places: Tensor, middle: Tensor, side: int) -> Tensor:
     return (places >= middle - side // 2) & (places < middle - side // 2 + side)
 
 
-def _check(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+def _check(x: Tensor, mean: Statistics, std: Statistics) -> None:
     if x.dtype != torch.uint8 or x.dim() != 4 or not x.shape[1] == len(mean) == len(std):
         raise ValueError(
             f"x: expected uint8 of shape [B, {len(mean)}, H, W], one channel for each mean and std, "

@@ -7,9 +7,11 @@ small files that :mod:`benchmarks.data.made_files` writes, which have as many im
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -36,6 +38,15 @@ def wrong(name: object, expected: str, got: object) -> ValueError:
 
 def damaged(name: object, expected: str, error: Exception) -> ValueError:
     return wrong(name, expected, f"{type(error).__name__}: {error}; is the file damaged? Get it once more")
+
+
+def decode(name: object, file: Path | BinaryIO, expected: str) -> Image.Image:
+    """An image file in RGB, gray ones too; whatever Pillow raises becomes an error that names the file."""
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise damaged(name, expected, error) from error
 
 
 def missing(folder: Path, expected: str, page: str) -> FileNotFoundError:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .images import check_count, damaged, missing, wrong
+from .images import check_count, damaged, decode, missing, wrong
 
 PAGE = "http://human-pose.mpi-inf.mpg.de (the images; annotations: HRNet's or MMPose's documentation)"
 PERSONS = {"train": 22_246, "valid": 2_958, "trainval": 29_116}
@@ -71,11 +71,7 @@ class Persons:
         ``zoom``: the box is so many times as large. ``degrees``: what points there in the image, clockwise
         from up, points up in the crop. ``flip``: mirrored before, right and left joints then change places.
         """
-        try:
-            with Image.open(self.files[i]) as file:
-                pixels = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise damaged(self.files[i], "an image", error) from error
+        pixels = decode(self.files[i], self.files[i], "an image")
         scale, angle = size / (float(self.side[i]) * zoom), math.radians(degrees)
         cos, sin = scale * math.cos(angle), scale * math.sin(angle)
         linear = np.array([[cos, sin], [-sin, cos]]) @ np.diag([-1 if flip else 1, 1])

@@ -14,5 +14,5 @@ def validation_split(y: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     order = order[y.cpu()[order].argsort(stable=True)]  # one class after the other, shuffled in itself
     chosen = torch.zeros(len(y), dtype=torch.bool)
-    chosen[order[(torch.arange(size) * len(y) + len(y) // 2) // size]] = True  # at even distances
+    chosen[order[torch.arange(size) * len(y) // size]] = True  # at even distances
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from .images import Images, check_count, check_md5, damaged, inside, missing, wrong
+from .images import Images, check_count, check_md5, damaged, decode, inside, missing, wrong
 
 PAGE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 FOLDER, ZIP, MD5 = "tiny-imagenet-200", "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
@@ -106,11 +105,7 @@ def _validation(place: Path, content: Read, wnids: list[str], made: bool) -> Lab
 def _decode(path: Path, content: bytes) -> np.ndarray:
     """``[64, 64, 3]``; a gray image three times the same."""
     what = f"an image of {SIZE}x{SIZE} pixels"
-    try:
-        with Image.open(io.BytesIO(content)) as file:
-            pixels = np.array(file.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
-        raise damaged(path, what, error) from error
+    pixels = np.array(decode(path, io.BytesIO(content), what))
     if pixels.shape != (SIZE, SIZE, 3):
         raise wrong(path, what, f"{pixels.shape[1]}x{pixels.shape[0]}")
     return pixels

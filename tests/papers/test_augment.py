@@ -122,6 +122,9 @@ def test_normalise_in_float64(device):
     for c in range(3):
         expected = ((x[:, c].double() / 255 - MEAN[c]) / STD[c]).float()
         torch.testing.assert_close(got[:, c], expected, rtol=1e-6, atol=1e-6)
+    tensors = [torch.tensor(v, device=device) for v in (MEAN, STD)]
+    assert torch.equal(got, normalise(x, *tensors))
+    assert torch.equal(augment(x, MEAN, STD, seeded(device)), augment(x, *tensors, seeded(device)))
 
 
 @pytest.mark.parametrize(
