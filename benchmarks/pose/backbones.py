@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchmarks.networks.layers import conv
+from ..networks.layers import conv
 
 
 def small_backbone(channels: int = 16) -> nn.Module:

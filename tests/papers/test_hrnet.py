@@ -49,7 +49,17 @@ def test_hrnet_of_timm():
     assert x.shape == y.shape == (2, 16, 128) and all(p.grad is not None for p in model.parameters())
 
 
-def test_hrnet_without_timm_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"HRNetW32: expected that timm can be imported.*install timm"):
+@pytest.mark.parametrize(
+    "error",
+    [ModuleNotFoundError("No module named 'timm'"), RuntimeError("torchvision::nms does not exist")],
+)
+def test_hrnet_without_timm_says_what_to_install(monkeypatch, error):
+    """The second is what a torchvision that was built for another torch raises."""
+
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(ImportError, match=r"HRNetW32: expected that timm .*; install timm") as caught:
         HRNetW32()
+    assert str(error) in str(caught.value)

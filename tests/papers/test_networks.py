@@ -1,11 +1,16 @@
 """The networks are those of the papers: as many weights and layers, and strides as they state."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.networks import NETWORKS, PAPERS, mobilenet_v1, pyramidnet110, resnet18, resnet50, wide_resnet
+from benchmarks.networks.pyramid import PyramidBlock
+from benchmarks.networks.resnet import Basic, Bottleneck
+from benchmarks.networks.wide import WideBlock
 
 SMALL = {
     "ResNet-18": {"width": 4},
@@ -94,6 +99,54 @@ def test_strides(network, pixels, shape):
         model = network()
         features = model[:-3](torch.empty(2, 3, pixels, pixels))
     assert features.shape[1:] == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("ResNet-18", {32: 2, 16: 2, 8: 2, 4: 2}),
+        ("ResNet-18, ImageNet stem", {8: 2, 4: 2, 2: 2, 1: 2}),
+        ("ResNet-50", {32: 3, 16: 4, 8: 6, 4: 3}),
+        ("WideResNet-28-10", {32: 4, 16: 4, 8: 4}),
+        ("WideResNet-28-10 as published", {32: 5, 16: 5, 8: 5}),
+        ("PyramidNet-110", {32: 18, 16: 18, 8: 18}),
+    ],
+)
+def test_blocks_of_each_resolution(name, blocks):
+    found = Counter()
+    with torch.device("meta"):
+        x = torch.empty(2, 3, 32, 32)
+        for module in NETWORKS[name]()[:-3]:
+            x = module(x)
+            found[x.shape[-1]] += type(module).__module__.startswith("benchmarks")
+    assert +found == blocks
+
+
+def without(layer):
+    with torch.no_grad():
+        layer.weight.zero_()
+
+
+def test_shortcuts():
+    """What a block computes if its other branch is 0."""
+    x = torch.randn(2, 4, 6, 6)
+    for kind, last in ((Basic, "bn2"), (Bottleneck, "bn3")):
+        block = kind(4, 4 // kind.expansion, 1)
+        without(getattr(block, last))
+        assert torch.equal(block(x), x.relu())
+        block = kind(4, 6, 2)
+        without(getattr(block, last))
+        reduced = F.conv2d(x, block.shortcut[0].weight, stride=2)
+        torch.testing.assert_close(block(x), F.batch_norm(reduced, None, None, training=True).relu())
+    block = WideBlock(4, 6, 2)
+    without(block.conv2)
+    activated = F.batch_norm(x, None, None, training=True).relu()
+    torch.testing.assert_close(block(x), F.conv2d(activated, block.shortcut.weight, stride=2))
+    block = PyramidBlock(4, 6, 2)
+    without(block.bn3)
+    y = block(x)
+    torch.testing.assert_close(y[:, :4], x.view(2, 4, 3, 2, 3, 2).mean((3, 5)))
+    assert not y[:, 4:].any()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
