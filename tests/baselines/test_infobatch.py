@@ -267,6 +267,17 @@ def test_losses_of_other_processes_that_are_missing_are_an_error():
     assert weights(batches) == weights(one)
 
 
+def test_processes_that_were_given_the_losses_of_all_may_share_a_state():
+    one, other = (scored(batch_size=16, rank=r, num_replicas=2) for r in range(2))
+    loop = iter(one.indexed(DataLoader(dataset(), batch_sampler=one)))
+    next(loop)
+    other.load_state_dict(stored(one.state_dict()))
+    assert len(list(other)) == len(list(one)) == len(one) - 1
+    for batches in (one, other):
+        batches.set_epoch(1)
+    assert weights(other) == weights(one)
+
+
 def test_processes_that_need_no_losses_of_others():
     """Nothing was recorded yet, or one sample is all there is."""
     batches = InfoBatchSampler(N, 16, epochs=9, rank=1, num_replicas=2)
@@ -322,6 +333,12 @@ def _train_in_a_group(rank, folder):
             other.set_epoch(8)
     with pytest.raises(ValueError, match="same epoch"):
         InfoBatchSampler(N, 16, epochs=10).set_epoch(1 + rank)
+    of_one_process = scored(batch_size=16, epochs=10, rank=0, num_replicas=1, seed=5)
+    resumed.load_state_dict(of_one_process.state_dict())
+    resumed.set_epoch(1)
+    of_one_process.set_epoch(1)
+    assert weights(resumed) == weights(of_one_process)
+
     # Each its own run: of one sample below the mean, half is none.
     alone = InfoBatchSampler(N, 16, epochs=10, rank=0, num_replicas=1)
     alone.update(ALL[[rank]], torch.ones(1))
