@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..methods import METHODS
 from .published import Row, recipe, rows, setting, tables
 
 QUANTISERS = {"ausam-6": "Jacob", "vsam-5": "LSQ"}
@@ -43,6 +44,7 @@ class Job:
     quantiser: str | None = None
     small: dict[str, Any] = field(default_factory=dict)
     made: bool = False
+    starts_from: str | None = None  # the key of the job whose weights it begins with
 
     @property
     def key(self) -> str:
@@ -67,7 +69,7 @@ def jobs(
     made: bool = False,
 ) -> Iterator[tuple[Row, list[Job]]]:
     """For each row of ``table`` its jobs, one per seed; none for rows that are not to be trained."""
-    for row in rows(table):
+    for row in fashion_rows() if table == FASHION else rows(table):
         chosen = (
             (not methods or row.method in methods)
             and (not networks or row.network in networks)
@@ -76,29 +78,45 @@ def jobs(
         yield row, [job(table, row, seed, epochs, made) for seed in range(seeds)] if chosen else []
 
 
+def fashion_rows() -> Iterator[Row]:
+    """Every method, on a small network."""
+    for method in METHODS:
+        if method != "Adam":
+            yield Row(method, "small CNN", "Fashion-MNIST", None, {}, {})
+
+
 def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
     """With the settings of the papers, and for short runs AUSAM's range and vSAM's rate in proportion."""
     whole = recipe("epochs", row.network)
     epochs = epochs or (2 if made else whole)
     method = {"Full prec.": "SGD", "AUSAM": "AUSAM-0.5"}.get(row.method, row.method.removeprefix("LSQ+"))
-    quantiser = QUANTISERS.get(table) if row.method != "Full prec." else None
-    return Job(
+    network, quantiser = row.network, None
+    if table in QUANTISERS:
+        network = "ResNet-18, ImageNet stem" if network == "ResNet-18" else network
+        quantiser = QUANTISERS[table] if row.method != "Full prec." else None
+    own = {name: value for name, value in row.settings.items() if name in ("alpha", "gamma")}
+    chosen = Job(
         method,
-        row.network,
+        network,
         row.dataset,
         seed,
         epochs,
-        32 if made else 128,
-        0.01 if quantiser else recipe("lr", row.network),
-        1e-4 if quantiser else recipe("weight_decay", row.network),
-        0.05 if quantiser else setting("SAM", "rho", row.network),
-        {
-            **_settings(method, row, epochs / whole),
-            **{k: v for k, v in row.settings.items() if k in ("alpha", "gamma")},
-        },
-        quantiser,
+        32 if made else recipe("batch_size", network),
+        recipe("lr", network),
+        recipe("weight_decay", network),
+        setting("SAM", "rho", network),
+        {**_settings(method, row, epochs / whole), **own},
+        None,
         SMALL.get(row.network, {}) if made else {},
         made,
+    )
+    if quantiser is None:
+        return chosen
+    # As in the papers, from a network of full precision: the table's first rows.
+    full = replace(chosen, method="SGD", settings={})
+    rate, decay = (setting("LSQ", name) for name in ("lr", "weight_decay"))
+    return replace(
+        chosen, learning_rate=rate, weight_decay=decay, rho=0.05, quantiser=quantiser, starts_from=full.key
     )
 
 

@@ -83,7 +83,7 @@ def recipe(name: str, network: str) -> Any:
 def _of(value: Any, network: str, dataset: str) -> Any:
     if not isinstance(value, dict):
         return value
-    for key in (network, dataset, DEFAULT_NETWORK, "CIFAR-10"):
+    for key in (network, network.split(",")[0], dataset, DEFAULT_NETWORK, "CIFAR-10"):
         if key in value:
             return value[key]
     return value

@@ -39,7 +39,6 @@ def run(
     *,
     seconds: float | None = None,
     save_every: float = SAVE_EVERY,
-    prepare: Callable[[Job], Callable[[Any], Any]] | None = None,
 ) -> bool:
     """Trains what is missing in ``out``; says whether all is there. Stops once ``seconds`` are over."""
     out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +47,7 @@ def run(
     with tqdm(total=sum(job.epochs for job in missing), unit=" epochs") as bar:
         for job in missing:
             bar.set_description(f"{job.method}, {job.network}, {job.dataset}, seed {job.seed}")
-            if not _train(job, data, out, device, end, save_every, bar, prepare):
+            if not _train(job, data, out, device, end, save_every, bar):
                 return False
     return True
 
@@ -61,11 +60,12 @@ def _train(
     end: float | None,
     save_every: float,
     bar: Any,
-    prepare: Callable[[Job], Callable[[Any], Any]] | None,
 ) -> bool:
     train, test = (images(job.dataset, data / job.dataset, part, job.made) for part in (True, False))
-    options = {} if prepare is None else {"prepare": prepare(job)}
-    training, checkpoint = Training(job, train, test, device, **options), out / f"{job.key}.pt"
+    weights = None
+    if job.starts_from is not None:
+        weights = torch.load(_weights(job.starts_from, out), map_location="cpu", weights_only=True)
+    training, checkpoint = Training(job, train, test, device, weights), out / f"{job.key}.pt"
     if checkpoint.exists():
         training.load(torch.load(checkpoint, map_location=device, weights_only=True))
         bar.update(training.epoch)
@@ -89,10 +89,16 @@ def _train(
         "torch": torch.__version__,
         "ausam_ext": ausam_ext.__version__,
     }
+    if job.starts_from is None and job.method == "SGD":  # others may start from it
+        _write(_weights(job.key, out), lambda path: torch.save(training.model.state_dict(), path))
     text = json.dumps(record, indent=1) + "\n"
     _write(out / f"{job.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
     checkpoint.unlink(missing_ok=True)
     return True
+
+
+def _weights(key: str, out: Path) -> Path:
+    return out / f"{key}.weights"
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import Images, augment, normalise
 from ..methods import METHODS, Task
 from ..networks import NETWORKS
+from ..quantization import jacob, lsq
 from .jobs import Job
 from .published import recipe
 
@@ -75,10 +76,14 @@ class Progress:
     seconds: float = 0.0  # of training
 
 
+QUANTISERS: dict[str, Callable[[nn.Module], nn.Module]] = {"Jacob": jacob.quantize, "LSQ": lsq.quantize}
+
+
 class Training:
     """A job in training.
 
-    ``prepare`` changes the network before it is trained, such as to quantise it.
+    Args:
+        weights: the state of a network of the same kind, to begin with; of full precision.
     """
 
     def __init__(
@@ -87,12 +92,16 @@ class Training:
         train: Images,
         test: Images,
         device: torch.device,
-        prepare: Callable[[nn.Module], nn.Module] = lambda model: model,
+        weights: dict[str, Tensor] | None = None,
     ) -> None:
         torch.manual_seed(job.seed)
         self.job, self.device, self.train, self.test = job, device, train, test
         model = NETWORKS[job.network](train.classes, channels=train.x.shape[1], **job.small)
-        self.model = prepare(model).to(device)
+        if weights is not None:
+            model.load_state_dict(weights)
+        if job.quantiser is not None:
+            model = QUANTISERS[job.quantiser](model)
+        self.model = model.to(device)
         momentum = recipe("momentum", job.network)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), job.learning_rate, momentum, weight_decay=job.weight_decay
