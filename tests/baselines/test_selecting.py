@@ -21,6 +21,7 @@ from test_sam import Stop, assert_untouched, batch, mlp, snapshot
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ausam_ext import SAM
 from ausam_ext.baselines import ESAM, KSAM
 from ausam_ext.integrations import SAMOptimizer
 
@@ -31,6 +32,30 @@ INF = float("inf")
 @pytest.fixture(params=METHODS)
 def make(request):
     return METHODS[request.param]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda m: ESAM(m, 0.3, beta=1.0, gamma=1.0), lambda m: KSAM(m, 0.3, k_ratio=1.0)]
+)
+def test_with_all_tensors_and_samples_it_is_sam_bit_for_bit(make, backend):
+    ours, plain = mlp(), mlp()
+    sams = make(ours), SAM(plain, 0.3)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9) for m in (ours, plain)]
+    for step in range(5):
+        losses, other = Losses(ours, *batch(seed=step)), Losses(plain, *batch(seed=step))
+
+        def closure(other=other):
+            plain.zero_grad()
+            loss = other(None)
+            loss.mean().backward()
+            return loss
+
+        for a, b in zip(sams[0].backward(losses), sams[1].backward(closure), strict=True):
+            assert same_bits(a, b)
+        assert all(map(same_bits, gradients(ours), gradients(plain)))
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(map(same_bits, ours.parameters(), plain.parameters()))
 
 
 def test_passes_and_what_is_returned(make):
