@@ -1,5 +1,6 @@
 """The importance weights of chosen batches: kept with what chose them, computed when someone asks."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,11 @@ class Race(NamedTuple):
     s_min: float
     s_max: float
     noise: Tensor
+
+
+def number_kept(n: int, share: float) -> int:
+    """Of ``n`` samples: two at least, or BatchNorm would refuse them; 1e-6, as .29 * 100 is below 29."""
+    return max(min(2, n), math.floor(share * n + 1e-6))
 
 
 def columns(adlp: ADLP, index: Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,5 @@
 """AUSAM's choice of samples, made before they are loaded."""
 
-import math
 import warnings
 from collections.abc import Iterator
 from numbers import Integral
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from . import checks, ops
 from .adlp import ADLP
-from .importance import Choice, HandedOut, Race, columns, scores
+from .importance import Choice, HandedOut, Race, columns, number_kept, scores
 from .planned import PlannedBatchSampler
 
 _PLAN_BLOCK = 1 << 20  # samples whose batches are planned at once; bounds a plan's memory to some 50 MB
@@ -215,7 +214,7 @@ class AUSAMBatchSampler(PlannedBatchSampler):
 
     def _race(self, n: int, epoch: int, first: int, rows: int) -> Race | None:
         """How many of ``n`` candidates the batches from ``first`` on keep, and how; None if all."""
-        k = max(min(2, n), math.floor(self.alpha * n + 1e-6))
+        k = number_kept(n, self.alpha)
         if epoch < self.full_epochs or k == n:
             return None
         ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0

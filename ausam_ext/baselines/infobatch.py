@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..pruning import PruningBatchSampler
+from .pruning import PruningBatchSampler
 
 
 class InfoBatchSampler(PruningBatchSampler):
@@ -54,7 +54,7 @@ class InfoBatchSampler(PruningBatchSampler):
 
     An epoch is planned when :meth:`set_epoch`, or the end of a loop over :meth:`indexed`, begins it: the one
     time that the host waits for a device. What :meth:`update` gets afterwards is for the next plan, however
-    far workers prefetch. A sample takes 20 bytes of memory.
+    far workers prefetch; keep it out of captured CUDA graphs. A sample takes 20 bytes of memory.
 
     Processes of ``torch.distributed`` exchange what they recorded when they begin an epoch, which all have to
     do. Others, whose ``rank`` and ``num_replicas`` are given, plan at the first batch; until then each has to

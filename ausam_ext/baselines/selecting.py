@@ -1,6 +1,5 @@
 """What ESAM and K-SAM share: the last pass runs on samples that are chosen by their losses."""
 
-import math
 from collections.abc import Callable
 from inspect import signature
 from typing import Any, NoReturn
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, guards
+from ..importance import number_kept
 from ..sam import SAM
 
 Losses = Callable[[Tensor | None], Tensor]
@@ -104,8 +104,7 @@ class SelectingSAM(SAM):
         With ``maximize`` those are the smallest. A NaN comes before all: the overflow that it stands for then
         reaches the gradient, and the scaler, as it does in SAM.
         """
-        n = len(scores)
-        kept = max(min(2, n), math.floor(share * n + 1e-6))
+        kept = number_kept(len(scores), share)
         ranked = (-scores if self.maximize else scores).sort(descending=True, stable=True).indices
         return ranked[:kept].sort().values
 

@@ -56,37 +56,20 @@ def bowl():
     return model, Losses(model, torch.zeros(2, 1), None, lambda w, _: (w.square() * scale).sum(1) / 2)
 
 
-def values(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
-
-
 def gradients(model):
     return [p.grad for p in model.parameters()]
 
 
-class Oracle:
-    """A network as a function of its weights, in plain torch."""
+def spread(model, numbers):
+    """One for each parameter, as a vector that has it for each weight."""
+    pairs = zip(model.parameters(), numbers, strict=True)
+    return torch.cat([torch.full((p.numel(),), n, dtype=torch.float64) for p, n in pairs])
 
-    def __init__(self, model, x, y):
-        self.model, self.x, self.y = model, x, y
-        self.names = [name for name, _ in model.named_parameters()]
 
-    def losses(self, weights):
-        out = torch.func.functional_call(self.model, dict(zip(self.names, weights, strict=True)), (self.x,))
-        return F.cross_entropy(out, self.y, reduction="none")
-
-    def gradient(self, weights, positions):
-        weights = [w.detach().requires_grad_() for w in weights]
-        return torch.autograd.grad(self.losses(weights)[positions].mean(), weights)
-
-    def away(self, weights, gradient, radii, adaptive):
-        """``w + epsilon`` by each tensor's own radius; with a negative one ``w - epsilon``."""
-        factors = [w.abs() if adaptive else torch.ones_like(w) for w in weights]
-        norm = math.sqrt(sum(((f * g) ** 2).sum() for f, g in zip(factors, gradient, strict=True)))
-        return [
-            w + r * f * f * g / (norm + 1e-12)
-            for w, f, g, r in zip(weights, factors, gradient, radii, strict=True)
-        ]
+def away(w, g, radius, adaptive=False):
+    """``w + epsilon``; with a negative radius ``w - epsilon``. Vectors."""
+    size = w.abs() if adaptive else 1.0
+    return w + radius * size**2 * g / ((size * g).norm() + 1e-12)
 
 
 def largest(scores, share):
@@ -94,8 +77,3 @@ def largest(scores, share):
     n = len(scores)
     order = sorted(range(n), key=lambda i: (-scores[i], i))
     return sorted(order[: max(min(2, n), math.floor(share * n + 1e-6))])
-
-
-def assert_close(got, expected, tolerance=1e-12):
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from baselines.flat import Flat, gradient, weights
+from baselines.selecting import Losses, away, bowl, gradients, largest, parabolas, spread
 from helpers import assert_same_state, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from selecting import Losses, Oracle, assert_close, bowl, gradients, largest, parabolas, values
 from test_sam import batch, mlp
 from torch import nn
 
-from ausam_ext import SAM
 from ausam_ext.baselines import ESAM
 
 
@@ -34,7 +34,7 @@ def test_samples_kept_as_worked_by_hand(backend):
     assert losses.passes[2][0].tolist() == [1, 2]
     torch.testing.assert_close(loss_perturbed, torch.tensor([3.125, 6.125], dtype=torch.float64))
     torch.testing.assert_close(model.w[0].grad, torch.tensor([-3.0], dtype=torch.float64))
-    assert values(model) == [0.0]
+    assert weights(model).tolist() == [0.0]
 
 
 def test_the_change_counts_with_its_sign():
@@ -60,15 +60,15 @@ def test_tensors_drawn_as_worked_by_hand(backend):
     model, losses = bowl()
     sam = ESAM(model, 0.5, beta=0.5, gamma=1.0)
     assert drawn(sam) == [True, True]
-    for which, away, gradient in (
+    for which, there, expected in (
         ([True, True], [3.6, 1.8], [3.6, 7.2]),
         ([False, True], [3.0, 2.0], [3.0, 8.0]),
     ):
         draw(sam, which)
         sam.backward(losses)
-        at, got = (torch.cat(tensors).tolist() for tensors in (losses.passes[-1][1], gradients(model)))
-        assert at == pytest.approx(away, abs=1e-11) and got == pytest.approx(gradient, abs=1e-11)
-        assert values(model) == [3.0, 1.0]
+        assert torch.cat(losses.passes[-1][1]).tolist() == pytest.approx(there, abs=1e-11)
+        assert gradient(model).tolist() == pytest.approx(expected, abs=1e-11)
+        assert weights(model).tolist() == [3.0, 1.0]
 
 
 @given(
@@ -83,64 +83,41 @@ def test_tensors_drawn_as_worked_by_hand(backend):
 )
 def test_gradient_equals_an_independent_one(size, beta, gamma, adaptive, maximize, frozen, grouped, seed):
     """Over four steps of random networks in float64, for what each of them has drawn."""
-    model, radii = mlp(torch.float64, seed), [0.3] * 6
+    model, sign = mlp(torch.float64, seed), -1.0 if maximize else 1.0
     params = list(model.parameters())
     params[2].requires_grad_(not frozen)
-    if grouped:
-        radii[4:] = [0.1, 0.1]
-    groups = [{"params": params[4:], "rho": 0.1}] if grouped else []
+    groups, radii = (
+        ([{"params": params[4:], "rho": 0.1}], [0.3] * 4 + [0.1] * 2) if grouped else ([], [0.3] * 6)
+    )
     sam = ESAM(
         model, 0.3, beta=beta, gamma=gamma, seed=seed, adaptive=adaptive, maximize=maximize, groups=groups
     )
     optimizer = torch.optim.SGD(params, lr=0.3, momentum=0.9, maximize=maximize)
-    sign = -1.0 if maximize else 1.0
     for step in range(4):
         x, y = batch(size, torch.float64, seed + step)
-        oracle, w = Oracle(model, x, y), [p.detach().clone() for p in params]
-        takes = [d and p.requires_grad for d, p in zip(drawn(sam), params, strict=True)]
-        assert step > 0 or all(drawn(sam))
-        before = oracle.losses(w)
-        first = [g if takes[i] else 0 * g for i, g in enumerate(oracle.gradient(w, list(range(size))))]
-        away = oracle.away(w, first, [sign * r / beta for r in radii], adaptive)
-        rise = sign * (oracle.losses(away) - before)
-        kept = largest(rise.tolist(), gamma)
+        flat, trained, taken = Flat(model), spread(model, [p.requires_grad for p in params]), drawn(sam)
+        assert step > 0 or all(taken)
+        first = trained * spread(model, taken) * flat.gradient(flat.w, x, y)
+        at = away(flat.w, first, sign / beta * spread(model, radii), adaptive)
+        before, after = flat.losses(flat.w, x, y), flat.losses(at, x, y)
+        kept = largest((sign * (after - before)).tolist(), gamma)
 
         losses = Losses(model, x, y)
-        loss, loss_perturbed = sam.backward(losses)
+        results = sam.backward(losses)
         assert sam.positions.tolist() == kept
-        for tensors in (losses.passes[1][1], losses.passes[2][1]):
-            assert_close(tensors, away)
-        assert_close([loss, loss_perturbed], [before, oracle.losses(away)[kept]])
-        expected = oracle.gradient(away, kept)
-        assert params[2].requires_grad or params[2].grad is None
-        assert_close(
-            *zip(
-                *[(p.grad, g) for p, g in zip(params, expected, strict=True) if p.requires_grad], strict=True
-            )
+        assert all((p.grad is not None) == p.requires_grad for p in params)
+        got = torch.cat(
+            [
+                g.flatten() if g is not None else 0 * p.flatten()
+                for p, g in zip(params, gradients(model), strict=True)
+            ]
         )
-        assert all(map(torch.equal, params, w))
+        expected = trained * flat.gradient(at, x[kept], y[kept])
+        there = [torch.cat([p.flatten() for p in tensors]) for _, tensors, _ in losses.passes[1:]]
+        for a, b in zip((*results, got, *there), (before, after[kept], expected, at, at), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert torch.equal(weights(model), flat.w)
         optimizer.step()
-
-
-def test_with_all_tensors_and_samples_it_is_sam_bit_for_bit(backend):
-    ours, plain = mlp(), mlp()
-    sams = ESAM(ours, 0.3, beta=1.0, gamma=1.0), SAM(plain, 0.3)
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9) for m in (ours, plain)]
-    for step in range(5):
-        losses, other = Losses(ours, *batch(seed=step)), Losses(plain, *batch(seed=step))
-
-        def closure(other=other):
-            plain.zero_grad()
-            loss = other(None)
-            loss.mean().backward()
-            return loss
-
-        for a, b in zip(sams[0].backward(losses), sams[1].backward(closure), strict=True):
-            assert same_bits(a, b)
-        assert all(map(same_bits, gradients(ours), gradients(plain)))
-        for optimizer in optimizers:
-            optimizer.step()
-    assert all(map(same_bits, ours.parameters(), plain.parameters()))
 
 
 def test_each_tensor_is_drawn_with_its_probability():
@@ -187,16 +164,17 @@ def test_if_none_is_drawn_the_weights_stay(backend, views):
         memory = torch.ones(sum(p.numel() for p in params), dtype=torch.float64)
         for p, part in zip(params, memory.split([p.numel() for p in params]), strict=True):
             p.grad = part.view_as(p)
-    sam, oracle = ESAM(model, 0.5, gamma=0.4), Oracle(model, x, y)
+    sam, flat = ESAM(model, 0.5, gamma=0.4), Flat(model)
     pointers = [p.data_ptr() for p in gradients(model)] if views else []
-    w = [p.detach().clone() for p in params]
     for _ in range(2):
         draw(sam, [False] * 6)
         losses = Losses(model, x, y)
         loss, loss_perturbed = sam.backward(losses)
-        assert all(torch.equal(a, b) for _, at, _ in losses.passes for a, b in zip(at, w, strict=True))
+        assert all(torch.equal(torch.cat([p.flatten() for p in at]), flat.w) for _, at, _ in losses.passes)
         assert sam.positions.tolist() == list(range(8)) and torch.equal(loss[:8], loss_perturbed)
-        assert_close(gradients(model), oracle.gradient(w, list(range(8))))
+        torch.testing.assert_close(
+            gradient(model), flat.gradient(flat.w, x[:8], y[:8]), rtol=1e-12, atol=1e-12
+        )
     assert not views or [p.data_ptr() for p in gradients(model)] == pointers
 
 
@@ -229,8 +207,8 @@ def test_frozen_weights_stay_frozen():
         losses = Losses(model, x, y)
         sam.backward(losses)
         assert [p.requires_grad for p in model.parameters()] == [True, True, False, False, True, True]
-        for _, weights, _ in losses.passes:
-            assert all(map(torch.equal, weights[2:4], before))
+        for _, at, _ in losses.passes:
+            assert all(map(torch.equal, at[2:4], before))
         assert all(p.grad is None for p in model[2].parameters())
 
 

@@ -8,11 +8,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from baselines.selecting import METHODS, Losses, gradients
 from device_mode import no_synchronisation
 from distributed import selecting as on_processes
 from distributed.processes import assert_passed, checks, start
 from helpers import assert_same_state, same_bits
-from selecting import METHODS, Losses, gradients
 from test_defaults_of_torch import assert_unchanged
 from test_defaults_of_torch import default as default
 from test_mixed_precision import assert_close, scaler
@@ -21,6 +21,7 @@ from test_sam import Stop, assert_untouched, batch, mlp, snapshot
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ausam_ext import SAM
 from ausam_ext.baselines import ESAM, KSAM
 from ausam_ext.integrations import SAMOptimizer
 
@@ -33,39 +34,42 @@ def make(request):
     return METHODS[request.param]
 
 
-def samples(make):
-    """Of each forward, and of each backward."""
-    return ([K, K, N], [K, N]) if make is METHODS["ESAM"] else ([K, N, N], [N, N])
+@pytest.mark.parametrize(
+    "make", [lambda m: ESAM(m, 0.3, beta=1.0, gamma=1.0), lambda m: KSAM(m, 0.3, k_ratio=1.0)]
+)
+def test_with_all_tensors_and_samples_it_is_sam_bit_for_bit(make, backend):
+    ours, plain = mlp(), mlp()
+    sams = make(ours), SAM(plain, 0.3)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9) for m in (ours, plain)]
+    for step in range(5):
+        losses, other = Losses(ours, *batch(seed=step)), Losses(plain, *batch(seed=step))
+
+        def closure(other=other):
+            plain.zero_grad()
+            loss = other(None)
+            loss.mean().backward()
+            return loss
+
+        for a, b in zip(sams[0].backward(losses), sams[1].backward(closure), strict=True):
+            assert same_bits(a, b)
+        assert all(map(same_bits, gradients(ours), gradients(plain)))
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(map(same_bits, ours.parameters(), plain.parameters()))
 
 
-class Counted(nn.Module):
-    """A network that notes how many samples go forward and backward through it."""
-
-    def __init__(self):
-        super().__init__()
-        self.net, self.forwards, self.backwards = mlp(), [], []
-
-    def forward(self, x):
-        out = self.net(x)
-        self.forwards.append(len(x))
-        if out.requires_grad:
-            out.register_hook(lambda g: self.backwards.append(len(g)))
-        return out
-
-
-def test_forwards_backwards_and_samples(make):
-    """Those of each method's formula, in every step of an epoch; no ascent where ESAM draws no tensor."""
-    model = Counted()
-    sam, optimizer = make(model), torch.optim.SGD(model.parameters(), lr=0.1)
-    (forwards, backwards), expected = samples(make), []
-    for step in range(10):
-        ascends = bool(sam.state_dict().get("drawn", torch.ones(1)).any())
-        expected += backwards if ascends else backwards[1:]
-        loss, loss_perturbed = sam.backward(Losses(model, *batch(seed=step)))
-        assert loss.shape == (K,) and loss_perturbed.shape == sam.positions.shape == (N,)
-        assert not (loss.requires_grad or loss_perturbed.requires_grad)
-        optimizer.step()
-    assert model.forwards == forwards * 10 and model.backwards == expected
+def test_passes_and_what_is_returned(make):
+    """On which samples, and whether with a gradient; test_cost.py counts what they compute."""
+    model = mlp()
+    sam, losses = make(model), Losses(model, *batch())
+    loss, loss_perturbed = sam.backward(losses)
+    whole, chosen = None, sam.positions.tolist()
+    expected = [(whole, True), (whole, False), (chosen, True)]
+    if make is METHODS["KSAM"]:
+        expected = [(whole, False), (chosen, True), (chosen, True)]
+    assert [(p if p is None else p.tolist(), grad) for p, _, grad in losses.passes] == expected
+    assert loss.shape == (K,) and loss_perturbed.shape == sam.positions.shape == (N,)
+    assert not (loss.requires_grad or loss_perturbed.requires_grad)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from baselines.selecting import METHODS, Losses, Oracle, assert_close, largest
+from baselines.flat import Flat
+from baselines.selecting import METHODS, Losses, away, largest, spread
 from distributed.ddp import share, whole, wrapped
 from distributed.fsdp import sharded
 from distributed.processes import assert_same_everywhere, gathered, here
@@ -24,52 +25,49 @@ def full(t):
     return t.full_tensor() if isinstance(t, DTensor) else t
 
 
-def mean(gradients):
-    return [sum(parts) / len(parts) for parts in zip(*gradients, strict=True)]
-
-
 def expected(name, model, parts, drawn):
     """Of each process its losses, positions and losses there; the gradient of all. In one process."""
-    w = [p.detach().clone() for p in model.parameters()]
-    oracles = [Oracle(model, *part) for part in parts]
-    before = [o.losses(w) for o in oracles]
-    everything = list(range(SIZE))
-    chosen = [everything if name == "ESAM" else largest(b.tolist(), 0.4) for b in before]
-    first = mean([o.gradient(w, c) for o, c in zip(oracles, chosen, strict=True)])
-    radius = 0.3
-    if name == "ESAM":
-        radius, first = 0.6, [g if d else 0 * g for g, d in zip(first, drawn, strict=True)]
-    away = oracles[0].away(w, first, [radius] * len(w), False)
-    after = [o.losses(away) for o in oracles]
+    flat = Flat(model)
+
+    def gradient(at, chosen):
+        return sum(flat.gradient(at, x[c], y[c]) for (x, y), c in zip(parts, chosen, strict=True)) / len(
+            parts
+        )
+
+    before = [flat.losses(flat.w, *part) for part in parts]
+    if name == "KSAM":
+        chosen = [largest(b.tolist(), 0.4) for b in before]
+        at = away(flat.w, gradient(flat.w, chosen), 0.3)
+    else:
+        at = away(flat.w, spread(model, drawn) * gradient(flat.w, [slice(None)] * len(parts)), 0.3 / 0.5)
+    after = [flat.losses(at, *part) for part in parts]
     if name == "ESAM":
         chosen = [largest((a - b).tolist(), 0.4) for a, b in zip(after, before, strict=True)]
-    gradient = mean([o.gradient(away, c) for o, c in zip(oracles, chosen, strict=True)])
-    return before, chosen, [a[c] for a, c in zip(after, chosen, strict=True)], gradient
+    return before, chosen, [a[c] for a, c in zip(after, chosen, strict=True)], gradient(at, chosen)
 
 
 def assert_as_expected(name, wrap, steps=8):
     one = nn.Sequential(*mlp(torch.float64)).to(here())
     many, rank, world = wrap(one), dist.get_rank(), dist.get_world_size()
     sam, draws = METHODS[name](many), []
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.2) for m in (many, one)]
+    optimizer = torch.optim.SGD(many.parameters(), lr=0.2)
     for step in range(steps):
         x, y = whole(step, SIZE * world)
-        state = sam.state_dict()
-        drawn = state["drawn"].tolist() if name == "ESAM" else None
-        draws.append(drawn)
-        before, chosen, after, gradient = expected(
-            name, one, [(x[r::world], y[r::world]) for r in range(world)], drawn
+        draws.append(sam.state_dict().get("drawn", torch.empty(0)).tolist())
+        nn.utils.vector_to_parameters(
+            torch.cat([full(p).flatten() for p in many.parameters()]), one.parameters()
         )
-        losses, losses_perturbed = sam.backward(Losses(many, *share(x, y)))
+        parts = [(x[r::world], y[r::world]) for r in range(world)]
+        before, chosen, after, gradient = expected(name, one, parts, draws[-1])
+
+        results = sam.backward(Losses(many, *share(x, y)))
         assert sam.positions.tolist() == chosen[rank]
-        assert_close([losses, losses_perturbed], [before[rank], after[rank]], 1e-11)
-        assert_close([full(p.grad) for p in many.parameters()], gradient, 1e-11)
-        for p, g in zip(one.parameters(), gradient, strict=True):
-            p.grad = g
+        got = torch.cat([full(p.grad).flatten() for p in many.parameters()])
+        for a, b in zip((*results, got), (before[rank], after[rank], gradient), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
         for p in many.parameters():
             p.grad.mul_(1.0)  # what a loop does to gradients that it leaves there does not matter
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
     assert gathered(draws) == [draws] * world
     assert_same_everywhere([full(p) for p in many.parameters()])
 

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import checks
-from .importance import Choice
+from .. import checks
+from ..importance import Choice
+from ..planned import PlannedBatchSampler
 from .last_losses import LastLosses
-from .planned import PlannedBatchSampler
 
 _TABLES = ("weights", "scores", "recorded")
 

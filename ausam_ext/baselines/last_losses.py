@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import checks
-from .sharding import everyones
+from .. import checks
+from ..sharding import everyones
 
 
 class LastLosses:
