@@ -1,7 +1,6 @@
 """The exponential average of a network, without waiting for a GPU."""
 
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
