@@ -44,15 +44,18 @@ def global_norm(tensors: Sequence[Tensor], factors: Sequence[Tensor] | None = No
     """
     groups: dict[Any, list[Tensor]] = {}
     for i, t in enumerate(tensors):
-        part = local(t)
+        spread, part = (_spread(t), local(t)) if is_sharded(t) else ((), t)
         if factors is not None:
             dtype = accumulation_dtype([part])
             part = part.to(dtype) * local(factors[i]).to(dtype)
-        groups.setdefault((_spread(t), part.device, part.dtype), []).append(part)
-    squares = []
+        groups.setdefault((spread, part.device, part.dtype), []).append(part)
+    norms = []
     for (spread, _, _), parts in groups.items():
-        norms = torch._foreach_norm(parts, 2, accumulation_dtype(parts))
-        squares.append((spread, torch.stack(norms).double().square().sum()))
+        each = torch.stack(torch._foreach_norm(parts, 2, accumulation_dtype(parts)))
+        norms.append((spread, torch.linalg.vector_norm(each, dtype=torch.float64)))
+    if len(norms) == 1 and not norms[0][0]:
+        return norms[0][1]
+    squares = [(spread, norm.square()) for spread, norm in norms]
     return _total(squares, local(tensors[0]).device).sqrt()
 
 

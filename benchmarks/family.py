@@ -1,8 +1,9 @@
 """A step of each method of `ausam_ext.baselines`, beside the passes that it cannot do without.
 
 Part of `python -m benchmarks.steps`. The ideal of a method that takes its second pass at times is SGD's and
-SAM's step, in the proportion in which it took both. That of another is a loop that does the same passes over
-as many samples, and nothing else.
+SAM's step, in the proportion in which it took both; that of K-SAM is SAM on the samples that it keeps, after
+a forward pass of all. That of another is a loop that does the same passes over as many samples, of the same
+loss, and nothing else.
 """
 
 import copy
@@ -111,14 +112,33 @@ def choosing(make: Callable[[nn.Module], Any]) -> Method:
     return method
 
 
-def passes(*parts: str) -> Method:
-    """Nothing but passes: "whole" and "half" batches forward and backward, "forward", and "weights" for
-    one that computes the gradients of every other tensor."""
+def passes(*parts: str, loss: str = "mean", sam: bool = False) -> Method:
+    """Nothing but passes: of a "whole" or a "half" batch, forward and backward; "weights": the same, with the
+    gradients of every other tensor; "forward" without gradient, or of an "other" network.
+
+    ``loss``: "mean", "term" of distillation in addition, or "weighted" samples. ``sam``: the halves by SAM.
+    """
 
     def method(epoch: Epoch) -> Step:
-        frozen = list(epoch.model.parameters())[1::2]
+        frozen = list(epoch.model.parameters())[1::2] if "weights" in parts else []
         other = copy.deepcopy(epoch.model).eval()
         half = torch.arange(0, epoch.size, 2, device=epoch.device)
+        past = torch.zeros(epoch.size, CLASSES, device=epoch.device)
+        weights = torch.ones(epoch.size, device=epoch.device)
+        method_on_half = SAM(epoch.model) if sam else None
+
+        def differentiate(x: Tensor, y: Tensor) -> Tensor:
+            epoch.optimizer.zero_grad()
+            logits = epoch.model(x)
+            if loss == "weighted":
+                total = (F.cross_entropy(logits, y, reduction="none") * weights).mean()
+            else:
+                total = F.cross_entropy(logits, y)
+            if loss == "term":
+                target, now = (F.log_softmax(z / 5, dim=1) for z in (past, logits))
+                total = total + F.kl_div(now, target, reduction="batchmean", log_target=True)
+            total.backward()
+            return total
 
         def step(x: Tensor, y: Tensor, index: Tensor) -> None:
             for part in parts:
@@ -126,11 +146,13 @@ def passes(*parts: str) -> Method:
                     with torch.no_grad():
                         (other if part == "other" else epoch.model)(x)
                     continue
-                epoch.optimizer.zero_grad()
                 for p in frozen:
                     p.requires_grad_(part != "weights")
                 chosen, labels = (x[half], y[half]) if part == "half" else (x, y)
-                F.cross_entropy(epoch.model(chosen), labels).backward()
+                if method_on_half is None:
+                    differentiate(chosen, labels)
+                else:
+                    method_on_half.backward(lambda: differentiate(chosen, labels))  # noqa: B023
 
         return step
 
@@ -203,18 +225,20 @@ METHODS: dict[str, tuple[Method, str]] = {  # and what its ideal is
     "AE-SAM": (second_pass_by(lambda m: AESAM(m, total_steps=1, lambda1=0.0)), MIX),
     "LookSAM-5": (second_pass_by(LookSAM), MIX),
     "ESAM": (choosing(ESAM), "passes of ESAM"),
-    "K-SAM": (choosing(KSAM), "passes of K-SAM"),
+    "K-SAM": (choosing(KSAM), "SAM on half"),
     "Momentum-SAM": (momentum, SGD),
-    "SAF": (saf, SGD),
+    "SAF": (saf, "SGD with a term"),
     "MESA": (mesa, "passes of MESA"),
-    "InfoBatch": (infobatch, SGD),
+    "InfoBatch": (infobatch, "weighted SGD"),
 }
 IDEALS: dict[str, Method] = {
     SGD: plain,
     SAM_ITSELF: second_pass_by(SAM),
     "passes of ESAM": passes("weights", "forward", "half"),
-    "passes of K-SAM": passes("forward", "half", "half"),
-    "passes of MESA": passes("whole", "other"),
+    "SAM on half": passes("forward", "half", sam=True),
+    "passes of MESA": passes("whole", "other", loss="term"),
+    "SGD with a term": passes("whole", loss="term"),
+    "weighted SGD": passes("whole", loss="weighted"),
 }
 
 

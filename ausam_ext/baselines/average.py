@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .. import guards
+
+_CHANGED = "update(): the model has other parameters or buffers than when MESA was made; make a new one"
+
 
 class Average(AveragedModel):
     """``v = decay * v + (1 - decay) * w`` of parameters and buffers, from ``w`` as it is now.
@@ -20,18 +24,38 @@ class Average(AveragedModel):
         self.decay = decay
         self.n_averaged = torch.ones((), dtype=torch.int64, device="cpu")  # this one
         self.requires_grad_(False).eval()
+        self._registrations = -1
+        self._modules_of: list[tuple[nn.Module, nn.Module]] = []  # of the average, and of the model
 
+    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        old, new = tensors(self.module), tensors(model)
-        if [(name, t.shape) for name, t in old.items()] != [(name, t.shape) for name, t in new.items()]:
-            raise RuntimeError(
-                "update(): the model has other parameters or buffers than when MESA was made; make a new one"
-            )
-        means = [name for name, t in old.items() if t.is_floating_point() or t.is_complex()]
-        torch._foreach_lerp_([old[name] for name in means], [new[name] for name in means], 1 - self.decay)
-        for name in old.keys() - set(means):
-            old[name].copy_(new[name])
+        pairs = self._pairs(model)
+        means = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
+        others = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
+        torch._foreach_lerp_([v for v, _ in means], [w for _, w in means], 1 - self.decay)
+        if others:
+            torch._foreach_copy_([v for v, _ in others], [w for _, w in others])
         self.n_averaged += 1
+
+    def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Each tensor of the average and the model's, those that several modules share once."""
+        if self._registrations != guards.registrations():  # else the modules are those of the last time
+            of_both = list(self.module.modules()), list(model.modules())
+            if len(of_both[0]) != len(of_both[1]):
+                raise RuntimeError(_CHANGED)
+            self._modules_of = list(zip(*of_both, strict=True))
+            self._registrations = guards.registrations()
+        pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        for mine, theirs in self._modules_of:
+            for own, others in ((mine._parameters, theirs._parameters), (mine._buffers, theirs._buffers)):
+                if len(own) != len(others):
+                    raise RuntimeError(_CHANGED)
+                for (name, v), (other, w) in zip(own.items(), others.items(), strict=True):
+                    if v is not None and w is not None and name == other and v.shape == w.shape:
+                        pairs[id(v)] = v, w
+                    elif v is not None or w is not None:
+                        raise RuntimeError(_CHANGED)
+        return list(pairs.values())
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -46,14 +46,20 @@ class LogitsTable:
             )
         checks.inside(index, self.num_samples)
         # The host does not wait by itself for what it sends to a GPU.
-        return index.to(self._rows.device, torch.int64, non_blocking=index.device.type == "cpu")
+        placed = index.to(self._rows.device, torch.int64, non_blocking=index.device.type == "cpu")
+        return placed if index.device.type == "cpu" else self.reachable(placed)
+
+    def reachable(self, index: Tensor) -> Tensor:
+        """Counts what is outside, which on CUDA nothing has refused, and sends it to the last row."""
+        inside = (index >= 0) & (index < self.num_samples)
+        self._outside += (~inside).sum()
+        return index.where(inside, self.num_samples)
 
     @torch.no_grad()
     def store(self, epoch: int, index: Tensor, logits: Tensor) -> None:
         """Stores the rows that are finite in the table's dtype."""
-        logits, inside = logits.to(self._rows), self._inside(index)
-        self._outside += (~inside).sum()
-        stored = inside & logits.isfinite().all(1)
+        logits = logits.to(self._rows)
+        stored = logits.isfinite().all(1) & (index < self.num_samples)
         place = index.where(stored, self.num_samples)
         slot = self._rows[:, epoch % len(self._epochs)]
         slot.index_copy_(0, place, logits.where(stored[:, None], math.nan))
@@ -63,10 +69,7 @@ class LogitsTable:
         slot = epoch % len(self._epochs)
         if self._epochs[slot] != epoch:
             return None
-        return self._rows[:, slot][index.where(self._inside(index), self.num_samples)]
-
-    def _inside(self, index: Tensor) -> Tensor:
-        return (index >= 0) & (index < self.num_samples)
+        return self._rows[:, slot].index_select(0, index)
 
     def check(self) -> None:
         """Raises ``IndexError`` if an index on a GPU was outside the table since the last check."""

@@ -89,28 +89,30 @@ class MomentumSAM:
         if self in guards.INSIDE:
             raise RuntimeError("perturbed(): already inside; leave the first block before entering another")
         guards.refuse_cached_weights("perturbed()")
-        momenta, params = self._momenta(), self._params
-        places = list(momenta)
-        weights, v = [local(params[i]) for i in places], list(momenta.values())
-        if not any(map(is_sharded, v)) and (groups := self._memory.groups(weights)):
-            kept = merge(groups, weights, v)
-            weights, v, places = [weights[i] for i in kept], [v[i] for i in kept], [places[i] for i in kept]
+        weights, v = self._weights_and_momenta()
+        whole, places = v, list(range(len(v)))
+        if any(map(is_sharded, v)):
+            weights, v = [local(t) for t in weights], [local(t) for t in v]
+        elif groups := self._memory.groups(weights):
+            places = merge(groups, weights, v)
+            weights, v = [weights[i] for i in places], [v[i] for i in places]
+            whole = v
         backups = self._backups.of(places, weights)
         with Away(self, weights, backups) as away:
             if weights:
                 # To which perturb_() adds 1e-12, as SAM's definition does and this one does not.
-                norm = global_norm(v).to(weights[0].device) - 1e-12
-                ops.perturb_(weights, [local(m) for m in v], backups, self.rho, maximize=True, norm=norm)
+                norm = global_norm(whole).to(weights[0].device) - 1e-12
+                ops.perturb_(weights, v, backups, self.rho, maximize=True, norm=norm)
             away.arrived()
             yield
 
-    def _momenta(self) -> dict[int, Tensor]:
-        """By the place of the parameter."""
-        states = [(i, self.optimizer.state.get(p)) for i, p in enumerate(self._params) if p.requires_grad]
-        found = [(i, state[name]) for i, state in states if state for name in _MOMENTA if name in state]
+    def _weights_and_momenta(self) -> tuple[list[Tensor], list[Tensor]]:
+        states = [(p, self.optimizer.state.get(p)) for p in self._params if p.requires_grad]
+        found = [(p, state[name]) for p, state in states if state for name in _MOMENTA if name in state]
         if not found and any(state for _, state in states):
             raise TypeError(f"optimizer: expected {_ACCEPTED}, got {type(self.optimizer).__name__}")
-        return {i: v for i, v in found if v is not None}
+        kept = [(p, v) for p, v in found if v is not None]
+        return [p for p, _ in kept], [v for _, v in kept]
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing but its kind, as SAM's: the momentum is the optimizer's."""
