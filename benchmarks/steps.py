@@ -26,7 +26,7 @@ from .data import Encoded, InMemory
 from .family import measure as measure_family
 from .harness import Row, compare, graph, row, save
 from .networks import PAPERS, resnet18, small_cnn
-from .papers import quote
+from .papers.published import quote
 
 BATCH_SIZE = 128  # of the papers
 IDEAL = "ideal"

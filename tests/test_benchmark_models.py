@@ -12,7 +12,8 @@ sys.path.append(str(Path(__file__).parents[1]))  # last: the package is the inst
 
 pytest.importorskip("PIL")
 
-from benchmarks import papers, steps
+from benchmarks import family, steps
+from benchmarks.papers import published
 
 
 def tiny():
@@ -56,6 +57,22 @@ def test_rows_compare_with_sam_and_the_ideal():
     assert min(sgd, sam) * 0.5 < mixed < max(sgd, sam) * 2
 
 
+def test_every_method_of_the_family_has_a_row_beside_its_ideal():
+    rows = family.measure("tiny", tiny, batch_size=8, rounds=2, instances=1, device="cpu")
+    assert [row["what"] for row in rows] == list(family.METHODS)
+    for row in rows:
+        assert list(row["ratios"]) == ["SAM", family.IDEAL]
+        assert row["against"] == family.IDEAL and row["target"] == 0.97
+
+
+@pytest.mark.parametrize(("parts", "samples"), [(("forward", "half"), 24), (("whole", "other"), 16)])
+def test_passes_run_on_as_many_samples_as_they_say(parts, samples):
+    seen, epoch = [], family.Epoch(family.passes(*parts), tiny, 16, "cpu")
+    epoch.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    epoch()
+    assert epoch.steps == [10] and sum(seen) == 10 * samples
+
+
 def test_settings_that_do_not_fit_the_time_are_left_out_and_said(monkeypatch, capsys):
     saved = []
     monkeypatch.setattr(steps, "save", lambda rows, device: saved.append(list(rows)))
@@ -71,8 +88,8 @@ def test_settings_that_do_not_fit_the_time_are_left_out_and_said(monkeypatch, ca
 
 
 def test_papers_are_quoted_with_their_tables():
-    assert papers.quote("WideResNet-28-10", 0.5) == "WideResNet-28-10: 179 and 179 (AUSAM Table 2)"
-    assert papers.quote("small CNN", "vSAM") == (
+    assert published.quote("WideResNet-28-10", 0.5) == "WideResNet-28-10: 179 and 179 (AUSAM Table 2)"
+    assert published.quote("small CNN", "vSAM") == (
         "ResNet-18: 140 and 135 at rates 0.30 and 0.35 (vSAM Table 3)"
     )
-    assert papers.quote("PyramidNet-110", 0.7) is None
+    assert published.quote("PyramidNet-110", 0.7) is None
