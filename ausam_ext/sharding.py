@@ -62,12 +62,17 @@ def global_norm(tensors: Sequence[Tensor], factors: Sequence[Tensor] | None = No
 @torch.no_grad()
 def global_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """``<a, b>`` over all tensors and processes, as :func:`global_norm`."""
-    groups: dict[Any, list[Tensor]] = {}
+    groups: dict[Any, list[tuple[Tensor, Tensor]]] = {}
     for x, y in zip(a, b, strict=True):
-        part, other = local(x), local(y)
-        dtype = accumulation_dtype([part])
-        groups.setdefault((_spread(x), part.device, dtype), []).append((part.to(dtype) * other).sum())
-    sums = [(spread, torch.stack(parts).double().sum()) for (spread, _, _), parts in groups.items()]
+        spread, part, other = (_spread(x), local(x), local(y)) if is_sharded(x) else ((), x, y)
+        groups.setdefault((spread, part.device, part.dtype), []).append((part, other))
+    sums = []
+    for (spread, _, kept), parts in groups.items():
+        dtype = accumulation_dtype([parts[0][0]])
+        if kept != dtype:
+            parts = [(x.to(dtype), y.to(dtype)) for x, y in parts]
+        products = torch._foreach_mul([x for x, _ in parts], [y for _, y in parts])
+        sums.append((spread, torch.stack([product.sum() for product in products]).double().sum()))
     return _total(sums, local(a[0]).device)
 
 

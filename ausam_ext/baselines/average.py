@@ -1,6 +1,8 @@
 """The exponential average of a network, without waiting for a GPU."""
 
+from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,37 +27,46 @@ class Average(AveragedModel):
         self.n_averaged = torch.ones((), dtype=torch.int64, device="cpu")  # this one
         self.requires_grad_(False).eval()
         self._registrations = -1
-        self._modules_of: list[tuple[nn.Module, nn.Module]] = []  # of the average, and of the model
+        # Of the average and of the model, as the modules were then:
+        self._params_of: list[tuple[Tensor, Tensor]] = []
+        self._buffers_of: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        pairs = self._pairs(model)
-        means = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
-        others = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
-        torch._foreach_lerp_([v for v, _ in means], [w for _, w in means], 1 - self.decay)
-        if others:
-            torch._foreach_copy_([v for v, _ in others], [w for _, w in others])
+        if self._registrations != guards.registrations():
+            self._pair(model)
+        pairs = dict(_pairs(self._buffers_of))  # which may be other tensors in every step
+        means = [pair for pair in pairs.items() if pair[0].is_floating_point() or pair[0].is_complex()]
+        own, others = zip(*self._params_of, *means, strict=True)
+        torch._foreach_lerp_(own, others, 1 - self.decay)
+        if len(means) < len(pairs):
+            rest = [
+                pair for pair in pairs.items() if not (pair[0].is_floating_point() or pair[0].is_complex())
+            ]
+            torch._foreach_copy_([v for v, _ in rest], [w for _, w in rest])
         self.n_averaged += 1
 
-    def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """Each tensor of the average and the model's, those that several modules share once."""
-        if self._registrations != guards.registrations():  # else the modules are those of the last time
-            of_both = list(self.module.modules()), list(model.modules())
-            if len(of_both[0]) != len(of_both[1]):
+    def _pair(self, model: nn.Module) -> None:
+        """Looks at the modules."""
+        of_both = list(self.module.modules()), list(model.modules())
+        if len(of_both[0]) != len(of_both[1]):
+            raise RuntimeError(_CHANGED)
+        modules = list(zip(*of_both, strict=True))
+        self._params_of = list(dict(_pairs([(a._parameters, b._parameters) for a, b in modules])).items())
+        self._buffers_of = [(a._buffers, b._buffers) for a, b in modules]
+        self._registrations = guards.registrations()
+
+
+def _pairs(dicts: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tensors of the same names."""
+    for own, others in dicts:
+        if len(own) != len(others):
+            raise RuntimeError(_CHANGED)
+        for (name, v), (other, w) in zip(own.items(), others.items(), strict=True):
+            if v is not None and w is not None and name == other and v.shape == w.shape:
+                yield v, w
+            elif v is not None or w is not None:
                 raise RuntimeError(_CHANGED)
-            self._modules_of = list(zip(*of_both, strict=True))
-            self._registrations = guards.registrations()
-        pairs: dict[int, tuple[Tensor, Tensor]] = {}
-        for mine, theirs in self._modules_of:
-            for own, others in ((mine._parameters, theirs._parameters), (mine._buffers, theirs._buffers)):
-                if len(own) != len(others):
-                    raise RuntimeError(_CHANGED)
-                for (name, v), (other, w) in zip(own.items(), others.items(), strict=True):
-                    if v is not None and w is not None and name == other and v.shape == w.shape:
-                        pairs[id(v)] = v, w
-                    elif v is not None or w is not None:
-                        raise RuntimeError(_CHANGED)
-        return list(pairs.values())
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
