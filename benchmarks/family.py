@@ -144,6 +144,14 @@ METHODS: dict[str, tuple[Method, str]] = {  # and what its ideal is
     "MESA": (mesa, "passes of MESA"),
     "InfoBatch": (infobatch, "weighted SGD"),
 }
+NOTES = {  # what a method does beside its passes
+    "LookSAM-5": "the norm of the gradient in every step, the projection in every fifth",
+    "ESAM": "two choices, of tensors and of samples, and the copy of the weights",
+    "Momentum-SAM": "the norm of the momentum, the copy of the weights and their way back",
+    "SAF": "the table is written and read",
+    "MESA": "the average is updated",
+    "InfoBatch": "weights and scores are looked up; the plan of an epoch is shared among 7 to 8 steps here",
+}
 IDEALS: dict[str, Method] = {
     SGD: plain,
     SAM_ITSELF: second_pass_by(SAM),
@@ -187,6 +195,14 @@ def measure(
         else:
             columns[IDEAL] = seconds[ideal]
         rows.append(
-            row("family", method, f"{name}, {batch_size} from memory", columns, against=IDEAL, target=0.97)
+            row(
+                "family",
+                method,
+                f"{name}, {batch_size} from memory",
+                columns,
+                against=IDEAL,
+                target=0.97,
+                note=NOTES.get(method),
+            )
         )
     return rows
