@@ -51,6 +51,7 @@ bench: .venv/with-test .venv/installed
 # What docs/choosing.md says: goes on where it was stopped, and takes half an hour of one core from nothing.
 evidence: .venv/with-test .venv/installed
 	$(BIN)/python -m benchmarks.start_rate
+	$(BIN)/python -m benchmarks.ramp
 	$(BIN)/python -m benchmarks.bounded
 	$(BIN)/python -m benchmarks.gradient_error
 	$(BIN)/python -m benchmarks.accuracy

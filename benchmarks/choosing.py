@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import accuracy, bounded, gradient_error, start_rate
+from . import accuracy, bounded, gradient_error, ramp, start_rate
 
 PAGE = Path(__file__).parents[1] / "docs/choosing.md"
 BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -19,6 +19,7 @@ def blocks() -> dict[str, str]:
     tested = dict.fromkeys(row["task"] for row in runs if row["part"] == "test")
     return {
         "rates": "\n" + start_rate.table(rates) + "\n",
+        "ramp": "\n" + ramp.table(_rows(ramp.RESULTS)) + "\n",
         "bounded": "\n" + bounded.table(_rows(bounded.RESULTS)) + "\n",
         "errors": _titled({row["task"]: gradient_error.table(errors, row["task"]) for row in errors}),
         "accuracy": _titled(

@@ -6,11 +6,9 @@ validation images are the last 10,000 training images, and training images come 
 that are tested on are right, and classes there are balanced, whatever is done to the training images.
 """
 
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
@@ -20,7 +18,9 @@ from torch import Tensor, nn
 from ausam_ext.demo.data import CLASSES, LABEL_NOISE, TRAIN_SIZE, Images
 from ausam_ext.demo.training import network
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+from .data import load
+from .data.idx import DEBIAN
+
 IMBALANCE = 50  # the most frequent class has so many times as many images as the rarest
 
 Split = tuple[Images, Images]  # to train on, and to count right answers on
@@ -73,9 +73,9 @@ def long_tailed(seed: int, validation: bool) -> Split:
 
 def fashion(seed: int, validation: bool, size: int = 2000) -> Split:
     """``size`` training images."""
-    x, y = _fashion_mnist("train")
+    x, y = _fashion_mnist(True)
     rows = torch.randperm(50_000, generator=torch.Generator().manual_seed(seed))[:size]
-    test = (x[50_000:], y[50_000:]) if validation else _fashion_mnist("t10k")
+    test = (x[50_000:], y[50_000:]) if validation else _fashion_mnist(False)
     mean, std = x[rows].mean(), x[rows].std()
     return Images((x[rows] - mean) / std, y[rows]), Images((test[0] - mean) / std, test[1])
 
@@ -97,7 +97,7 @@ TASKS = {
 
 def available() -> list[str]:
     """Names of the tasks whose data is on this machine."""
-    return [name for name in TASKS if name != "Fashion-MNIST" or FASHION_MNIST.is_dir()]
+    return [name for name in TASKS if name != "Fashion-MNIST" or DEBIAN.is_dir()]
 
 
 def _divide(rows: Tensor, y: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -109,9 +109,6 @@ def _divide(rows: Tensor, y: Tensor, size: int, seed: int) -> tuple[Tensor, Tens
 
 
 @cache
-def _fashion_mnist(part: str) -> tuple[Tensor, Tensor]:
-    def read(name: str, header: int) -> Tensor:
-        content = bytearray(gzip.decompress((FASHION_MNIST / f"{part}-{name}-ubyte.gz").read_bytes()))
-        return torch.frombuffer(content, dtype=torch.uint8, offset=header)
-
-    return read("images-idx3", 16).view(-1, 1, 28, 28).float() / 255, read("labels-idx1", 8).long()
+def _fashion_mnist(train: bool) -> tuple[Tensor, Tensor]:
+    images = load("Fashion-MNIST", DEBIAN, train)
+    return images.x.float() / 255, images.y

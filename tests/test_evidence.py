@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))  # last: the package is the installed one
 
 pytest.importorskip("sklearn")
 
-from benchmarks import accuracy, bounded, choosing, gradient_error, start_rate, tasks, variants  # noqa: E402
+from benchmarks import accuracy, bounded, choosing, gradient_error, ramp, start_rate, tasks, variants  # noqa: E402
 
 ROWS = json.loads(accuracy.RESULTS.read_text(encoding="utf-8"))["rows"]
 
@@ -215,6 +215,16 @@ def test_the_start_of_the_rate_is_as_committed():
     for found in rows[::3]:
         expected = [rates[0] for rates in found["rates"]][:1]
         assert [start_rate.rates(found["fluctuation"], found["start"], 0, (1000,))[0]] == expected
+
+
+def test_the_ramp_of_a_long_run_is_as_committed_and_gives_the_printed_counts():
+    rows = {row["fluctuation"]: row for row in json.loads(ramp.RESULTS.read_text(encoding="utf-8"))["rows"]}
+    rates, taken = ramp.ramp(0.1, 0)
+    assert (rates, taken) == (rows[0.1]["rates"][0], rows[0.1]["taken"][0])
+    counts = ramp.printed().values()
+    assert (min(counts), max(counts)) == (23579, 33251)  # what the page says of the papers
+    assert max(rows[0.1]["taken"]) < 10_000 and min(rows[0.2]["taken"]) > 40_000
+    assert min(rows[0.14]["taken"]) < min(counts) and max(rows[0.16]["taken"]) > max(counts)
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
