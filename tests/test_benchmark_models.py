@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # last: the package is the inst
 
 pytest.importorskip("PIL")
 
-from benchmarks import family, steps
+from benchmarks import family, passes, steps
 from benchmarks.papers import published
 
 
@@ -59,7 +59,7 @@ def test_rows_compare_with_sam_and_the_ideal():
 
 def test_every_method_of_the_family_has_a_row_beside_its_ideal():
     rows = family.measure("tiny", tiny, batch_size=8, rounds=2, instances=1, device="cpu")
-    assert [row["what"] for row in rows] == list(family.METHODS)
+    assert [row["what"] for row in rows] == list(family.FAMILY)
     for row in rows:
         assert list(row["ratios"]) == ["SAM", family.IDEAL]
         assert row["against"] == family.IDEAL and row["target"] == 0.97
@@ -67,7 +67,7 @@ def test_every_method_of_the_family_has_a_row_beside_its_ideal():
 
 @pytest.mark.parametrize(("parts", "samples"), [(("forward", "half"), 24), (("whole", "other"), 16)])
 def test_passes_run_on_as_many_samples_as_they_say(parts, samples):
-    seen, epoch = [], family.Epoch(family.passes(*parts), tiny, 16, "cpu")
+    seen, epoch = [], passes.Epoch(lambda task: passes.Passes(task, *parts), tiny, 16, "cpu")
     epoch.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     epoch()
     assert epoch.steps == [10] and sum(seen) == 10 * samples

@@ -1,13 +1,14 @@
 """``python -m benchmarks.papers``: lists both papers' tables, trains their rows, shows what came out."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .. import data
-from . import published, runs, show
+from . import published, runs, show, speed
 from .jobs import NOT_YET, TABLES, Job, jobs
 
 
@@ -28,6 +29,9 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--out", type=Path, default=Path("papers-results"), help="where the runs are kept")
     run.add_argument("--data", type=Path, default=Path("data"), help="folder with a folder per data set")
     run.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    run.add_argument(
+        "--speed", action="store_true", help="measure the speed column alone, of all methods, on made images"
+    )
     run.add_argument("--minutes", type=float, help="stop cleanly after so many")
     return p
 
@@ -52,6 +56,26 @@ def made_data(folder: Path, names: Sequence[str]) -> None:
             data.write(name, folder / name)
 
 
+def measure_speed(options: argparse.Namespace) -> None:
+    """Prints the column for each network of the table, and keeps it in ``TABLE-speed.json``."""
+    networks = dict.fromkeys(row.network for row in published.rows(options.table))
+    lines = []
+    for network in options.networks or networks:
+        found = speed.measure(
+            network,
+            options.methods or speed.methods_of(options.table),
+            small=options.made,
+            batch_size=32 if options.made else 128,
+            rounds=10,
+            device=str(options.device),
+        )
+        lines += found
+        print(f"{network}\n\n{speed.markdown(found)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(lines, indent=1) + "\n"
+    (options.out / f"{options.table}-speed.json").write_text(text, encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     p = parser()
     options = p.parse_args(arguments)
@@ -60,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if reason := NOT_YET.get(options.table):
         p.exit(2, f"{options.table}: {reason}\n")
+    if options.command == "run" and options.speed:
+        measure_speed(options)
+        return
     rows = list(
         jobs(
             options.table,
