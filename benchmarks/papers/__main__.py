@@ -66,7 +66,7 @@ def measure_speed(options: argparse.Namespace) -> None:
             options.methods or speed.methods_of(options.table),
             small=options.made,
             batch_size=32 if options.made else 128,
-            rounds=10,
+            rounds=speed.ROUNDS,
             device=str(options.device),
         )
         lines += found

