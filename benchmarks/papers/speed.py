@@ -20,7 +20,6 @@ from . import show
 from .jobs import SMALL
 from .published import Row, rows
 
-
 ROUNDS = 10
 
 

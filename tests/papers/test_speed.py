@@ -3,18 +3,9 @@
 import json
 
 import pytest
-import torch
 
 from benchmarks.methods import METHODS
 from benchmarks.papers import __main__, speed
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_method_has_a_line_and_a_limit():

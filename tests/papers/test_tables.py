@@ -3,21 +3,12 @@
 import json
 
 import pytest
-import torch
 
 from benchmarks.data import write
 from benchmarks.methods import METHODS
 from benchmarks.networks import NETWORKS
 from benchmarks.papers import __main__, published, show
 from benchmarks.papers.jobs import FASHION, NOT_YET, jobs
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_row_of_eleven_tables_is_there():

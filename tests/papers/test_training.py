@@ -28,14 +28,6 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def training_of(method, data, **changes):
     row = next(jobs.rows("vsam-3"))
     job = replace(jobs.job("vsam-3", row, 0, None, True), method=method, batch_size=30, **changes)
