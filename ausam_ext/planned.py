@@ -30,7 +30,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         batch_size: samples in a batch; with several processes, of each.
         shuffle: a new permutation every epoch; otherwise in order.
         drop_last: leave out the last batch if it is shorter.
-        seed: what is drawn depends on it and on the place in training alone.
+        seed: what is drawn depends only on it and on the place in training.
         rank, num_replicas: this process and their number; by default those of ``torch.distributed``, if that
             is initialised. Each process gets every ``num_replicas``-th sample; some are repeated to make that
             even.
@@ -114,7 +114,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Batches:
         """The samples of each batch that is left of the epoch.
 
-        The iterator has a ``state_dict()`` of its own: up to where it was drawn from, which is what a loader
+        The iterator has its own ``state_dict()``: up to where it was drawn from, which is what a loader
         with a state needs, such as torchdata's ``StatefulDataLoader``.
 
         Warns if it begins the same epoch once more without :meth:`set_epoch` or :meth:`indexed`.

@@ -44,7 +44,7 @@ class Distillation:
     def _term(self, past: Tensor | None, logits: Tensor) -> Tensor:
         """0-d, float32 (float64 for float64 logits); a zero without a gradient if there is no past.
 
-        A row of ``past`` that is not finite adds nothing, and counts in the mean all the same: what a sample
+        A row of ``past`` that is not finite adds nothing, but still counts in the mean: what a sample
         weighs does not depend on the others of its batch.
         """
         dtype = accumulation_dtype([logits])

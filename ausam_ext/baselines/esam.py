@@ -9,7 +9,7 @@ On a batch of ``K`` samples with losses ``l_i``, in this order::
     .grad = grad L_C(w + e)               of all tensors
 
 Each tensor is drawn with probability beta, anew for every step. In the first step all are, and e is divided
-by beta all the same. Cost: three forwards, of K, K and n samples, and two backwards, of n, and of K without
+by beta too. Cost: three forwards, of K, K and n samples, and two backwards, of n, and of K without
 the weight gradients of what is not drawn, where SAM has two of each of K: five sixths of SAM for beta = gamma
 = 1/2, if a backward costs two forwards.
 

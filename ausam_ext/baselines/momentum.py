@@ -9,7 +9,7 @@
 Cost: 1 forward and 1 backward, of SAM's 2 and 2; one copy of the weights. With ``rho = lr * momentum *
 ||v||`` the ``w~`` are the weights of SGD with Nesterov's momentum.
 
-The official code is an optimizer of its own that leaves the weights at ``w~`` between steps and decays them
+The official code is an optimizer that leaves the weights at ``w~`` between steps and decays them
 there; here any optimizer does, as always, at ``w``.
 """
 
