@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate evidence lint format clean
+.PHONY: demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate evidence papers lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -56,6 +56,12 @@ evidence: .venv/with-test .venv/installed
 	$(BIN)/python -m benchmarks.gradient_error
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.choosing
+
+# Every table of both papers from small made files: half an hour of one core, and nothing about accuracy.
+papers: .venv/with-test .venv/installed
+	for table in ausam-1 ausam-2 ausam-3 ausam-4 ausam-5 ausam-6 vsam-1 vsam-2 vsam-3 vsam-4 vsam-5; do \
+	  $(BIN)/python -m benchmarks.papers run $$table --made --seeds 1 --data build/made --out build/papers || exit 1; \
+	done
 
 # Whether a compiled kernel lost a quarter of its lead over the reference: half a minute.
 bench-gate: .venv/with-test .venv/installed

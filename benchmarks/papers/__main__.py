@@ -9,7 +9,7 @@ import torch
 
 from .. import data
 from . import published, runs, show, speed
-from .jobs import NOT_YET, TABLES, Job, jobs
+from .jobs import TABLES, Job, jobs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,9 +42,7 @@ def listing() -> str:
         found = list(published.rows(name))
         own = [row for row in found if row.footnote is None]
         needs = " and ".join(dict.fromkeys(row.dataset for row in found))
-        state = NOT_YET.get(
-            name, f"{len(own)} to be trained, {len(found) - len(own)} quoted from other papers"
-        )
+        state = f"{len(own)} to be trained, {len(found) - len(own)} quoted from other papers"
         lines.append(f"{name:8} {len(found):3} rows; {state}; needs {needs}\n         {table['caption']}")
     return "\n".join(lines)
 
@@ -82,8 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "list":
         print(listing())
         return
-    if reason := NOT_YET.get(options.table):
-        p.exit(2, f"{options.table}: {reason}\n")
     if options.command == "run" and options.speed:
         measure_speed(options)
         return

@@ -11,7 +11,6 @@ from .published import Row, recipe, rows, setting, tables
 QUANTISERS = {"ausam-6": "Jacob", "vsam-5": "LSQ"}
 FASHION = "fashion"  # a table of our own: all methods on Fashion-MNIST
 TABLES = (*tables(), FASHION)
-NOT_YET = {"ausam-4": "poses are not trained here yet"}
 # What makes the networks small enough for `--made`, and the data sets' epochs.
 SMALL: dict[str, dict[str, Any]] = {
     "ResNet-18": {"width": 8},
@@ -87,7 +86,7 @@ def fashion_rows() -> Iterator[Row]:
 
 def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
     """With the settings of the papers, and for short runs AUSAM's range and vSAM's rate in proportion."""
-    whole = recipe("epochs", row.network)
+    whole = recipe("epochs", row.network) if row.dataset != "MPII" else setting("Adam", "epochs")
     epochs = epochs or (2 if made else whole)
     method = {"Full prec.": "SGD", "AUSAM": "AUSAM-0.5"}.get(row.method, row.method.removeprefix("LSQ+"))
     network, quantiser = row.network, None
@@ -110,6 +109,9 @@ def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
         SMALL.get(row.network, {}) if made else {},
         made,
     )
+    if row.dataset == "MPII":
+        rate, rho, size = setting("Adam", "lr"), setting("SimCC", "rho"), setting("Adam", "batch_size")
+        return replace(chosen, batch_size=4 if made else size, learning_rate=rate, weight_decay=0.0, rho=rho)
     if quantiser is None:
         return chosen
     # As in the papers, from a network of full precision: the table's first rows.

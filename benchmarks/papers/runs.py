@@ -9,7 +9,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from tqdm import tqdm
 
 import ausam_ext
 
-from ..data import Images, load
 from .jobs import Job
+from .problems import problem
 from .training import Training
 
 SAVE_EVERY = float(os.environ.get("PAPERS_SAVE_EVERY", "60"))  # seconds
@@ -61,11 +60,10 @@ def _train(
     save_every: float,
     bar: Any,
 ) -> bool:
-    train, test = (images(job.dataset, data / job.dataset, part, job.made) for part in (True, False))
     weights = None
     if job.starts_from is not None:
         weights = torch.load(_weights(job.starts_from, out), map_location="cpu", weights_only=True)
-    training, checkpoint = Training(job, train, test, device, weights), out / f"{job.key}.pt"
+    training, checkpoint = Training(job, problem(job, data, device), device, weights), out / f"{job.key}.pt"
     if checkpoint.exists():
         training.load(torch.load(checkpoint, map_location=device, weights_only=True))
         bar.update(training.epoch)
@@ -105,8 +103,3 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_suffix(".part")
     write(part)
     os.replace(part, path)
-
-
-@cache
-def images(dataset: str, data: Path, train: bool, made: bool) -> Images:
-    return load(dataset, data, train, made)

@@ -1,41 +1,18 @@
 """One training loop for every method, which can be stopped and goes on at any step, bit for bit."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from ..data import Images, augment, normalise
 from ..methods import METHODS, Task
-from ..networks import NETWORKS
 from ..quantization import jacob, lsq
 from .jobs import Job
-from .published import recipe
-
-Batch = tuple[Tensor, Tensor]
-
-
-class InMemory(Dataset[Batch]):
-    """Images as bytes on the device already: a batch is one indexing operation."""
-
-    def __init__(self, images: Images, device: torch.device) -> None:
-        self.x, self.y = images.x.to(device), images.y.to(device)
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.x[index], self.y[index]
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        rows = torch.tensor(indices, device=self.x.device)
-        return self.x[rows], self.y[rows]
+from .problems import Problem
 
 
 @dataclass
@@ -53,9 +30,10 @@ class Counts:
         """Counts from now on, in training mode."""
         model.register_forward_hook(self._forward)
 
-    def _forward(self, model: nn.Module, args: Any, out: Tensor) -> None:
+    def _forward(self, model: nn.Module, args: Any, out: Any) -> None:
         if not model.training:
             return
+        out = out[0] if isinstance(out, tuple) else out  # SimCC's is a pair
         self.forwards += 1
         self.forward_samples += len(out)
         if out.requires_grad:
@@ -79,6 +57,10 @@ class Progress:
 QUANTISERS: dict[str, Callable[[nn.Module], nn.Module]] = {"Jacob": jacob.quantize, "LSQ": lsq.quantize}
 
 
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 class Training:
     """A job in training.
 
@@ -87,32 +69,23 @@ class Training:
     """
 
     def __init__(
-        self,
-        job: Job,
-        train: Images,
-        test: Images,
-        device: torch.device,
-        weights: dict[str, Tensor] | None = None,
+        self, job: Job, problem: Problem, device: torch.device, weights: dict[str, Tensor] | None = None
     ) -> None:
         torch.manual_seed(job.seed)
-        self.job, self.device, self.train, self.test = job, device, train, test
-        model = NETWORKS[job.network](train.classes, channels=train.x.shape[1], **job.small)
+        self.job, self.problem, self.device = job, problem, device
+        model = problem.network()
         if weights is not None:
             model.load_state_dict(weights)
         if job.quantiser is not None:
             model = QUANTISERS[job.quantiser](model)
         self.model = model.to(device)
-        momentum = recipe("momentum", job.network)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), job.learning_rate, momentum, weight_decay=job.weight_decay
-        )
-        self.smoothing = recipe("label_smoothing", job.network)
+        self.optimizer = problem.optimizer(self.model)
         task = Task(
             self.model,
             self.optimizer,
-            self._losses,
-            len(train),
-            train.classes,
+            problem.losses,
+            len(problem.dataset),
+            problem.classes,
             job.batch_size,
             job.epochs,
             job.seed,
@@ -121,40 +94,46 @@ class Training:
             job.settings,
         )
         self.method = METHODS[job.method](task)
+        collate: Any = None if problem.workers or not hasattr(problem.dataset, "__getitems__") else _as_it_is
         self.loader = DataLoader(
-            InMemory(train, device), batch_sampler=self.method.batches, collate_fn=lambda batch: batch
+            problem.dataset,
+            batch_sampler=self.method.batches,
+            collate_fn=collate,
+            num_workers=problem.workers,
         )
         self.counts, self.progress = Counts(), Progress()
         self.counts.watch(self.model)
         self.epoch, self._sum, self._seen = 0, 0.0, 0
-
-    def _losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
 
     def steps(self) -> Iterator[None]:
         """Trains from where it is; pauses after each step, when :meth:`state` can be saved."""
         while self.epoch < self.job.epochs:
             self.model.train()
             self.method.begin(self.epoch)
+            self.problem.dataset.epoch = self.epoch
             start = time.perf_counter()
             for index, batch in self.method.batches.indexed(self.loader):
-                self._step(index, *batch)
+                self._step(index, batch)
                 self.progress.seconds += time.perf_counter() - start
                 yield
                 start = time.perf_counter()
             self.progress.loss.append(self._sum / max(1, self._seen))
-            self.progress.accuracy.append(self._accuracy())
+            self.model.eval()
+            self.progress.accuracy.append(self.problem.score(self.model))
             self._sum, self._seen = 0.0, 0
             self.epoch += 1
             yield
 
-    def _step(self, index: Tensor, x: Tensor, y: Tensor) -> None:
+    def _step(self, index: Tensor, loaded: Any) -> None:
         batches = self.method.batches
         done = (self.epoch + (batches.state_dict()["position"] - 1) / len(batches)) / self.job.epochs
         for group in self.optimizer.param_groups:
-            group["lr"] = self.job.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            group["lr"] = self.job.learning_rate * self.problem.factor(done)
+        # By random numbers of the step alone, so that nothing has to be saved for them.
+        generator = torch.Generator(self.device).manual_seed((self.job.seed << 40) + self.counts.steps)
+        x, y = self.problem.batch(loaded, generator)
         before = self.counts.backwards
-        loss = self.method.step(index, self._augmented(index, x), y)
+        loss = self.method.step(index, x, y)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.method.stepped()
@@ -162,23 +141,6 @@ class Training:
         self.counts.steps += 1
         self._sum += loss.sum().item()
         self._seen += len(loss)
-
-    def _augmented(self, index: Tensor, x: Tensor) -> Tensor:
-        """By random numbers of the step alone, so that nothing has to be saved for them."""
-        seed = (self.job.seed << 40) + self.counts.steps
-        generator = torch.Generator(self.device).manual_seed(seed)
-        pad = recipe("crop_padding", self.job.network) if self.train.x.shape[-1] < 64 else 0
-        side = recipe("cutout", self.job.network)["size"]
-        return augment(x, self.train.mean, self.train.std, generator, pad=pad, cutout=side)
-
-    @torch.no_grad()
-    def _accuracy(self) -> float:
-        self.model.eval()
-        right = 0
-        for x, y in zip(self.test.x.split(500), self.test.y.split(500), strict=True):
-            logits = self.model(normalise(x.to(self.device), self.train.mean, self.train.std))
-            right += int((logits.argmax(1).cpu() == y).sum())
-        return 100 * right / len(self.test)
 
     def state(self) -> dict[str, Any]:
         """All that the rest depends on."""

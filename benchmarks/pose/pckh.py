@@ -20,22 +20,20 @@ PAIRS = [joints for joints in PARTS.values() if len(joints) == 2]  # which chang
 LEFT_OUT = (6, 7)  # of the mean
 
 
-def pckh(found: Tensor, places: Tensor, visible: Tensor, boxes: Tensor) -> dict[str, float]:
+def pckh(found: Tensor, places: Tensor, visible: Tensor, heads: Tensor) -> dict[str, float]:
     """Per cent of each part of the body (mean of right and left), and of all joints but pelvis and thorax.
 
-    A joint is found if it is not further from its place than half the size of the head, which is 0.6 times
-    the diagonal of the box around it. Joints that are not visible do not count; a part of which one was never
-    visible is NaN.
+    A joint is found if it is not further from its place than half the size of the head. Joints that are not
+    visible do not count; a part of which one was never visible is NaN.
 
     Args:
         found, places: ``[people, 16, 2]``, in pixels of the original image.
         visible: ``[people, 16]``, 0 or 1.
-        boxes: corners of the heads' boxes, ``[people, 2, 2]``.
+        heads: their sizes, ``[people]``: 0.6 times the diagonal of the box around a head.
     """
-    heads = 0.6 * (boxes[:, 1] - boxes[:, 0]).double().norm(dim=-1)
     errors = (found.double() - places.double()).norm(dim=-1)
     seen = visible.double()
-    hits = (errors <= 0.5 * heads.unsqueeze(-1)) * seen
+    hits = (errors <= 0.5 * heads.double().unsqueeze(-1)) * seen
     of_joint = 100 * hits.sum(0) / seen.sum(0)
     shares = {part: of_joint[list(joints)].mean().item() for part, joints in PARTS.items()}
     counted = [joint for joint in range(JOINTS) if joint not in LEFT_OUT]

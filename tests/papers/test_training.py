@@ -13,9 +13,10 @@ import pytest
 import torch
 from helpers import assert_same_state
 
-from benchmarks.data import load, write
+from benchmarks.data import write
 from benchmarks.methods import METHODS
-from benchmarks.papers import jobs, runs
+from benchmarks.papers import jobs, published, runs
+from benchmarks.papers.problems import Poses, problem
 from benchmarks.papers.training import Training
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +33,7 @@ def training_of(method, data, **changes):
     row = next(jobs.rows("vsam-3"))
     job = replace(jobs.job("vsam-3", row, 0, None, True), method=method, batch_size=30, **changes)
     job = replace(job, network="small CNN", small={})
-    images = [load("CIFAR-10", data / "CIFAR-10", train, made=True) for train in (True, False)]
-    return Training(job, *images, torch.device("cpu"))
+    return Training(job, problem(job, data, torch.device("cpu")), torch.device("cpu"))
 
 
 # Forward and backward samples of an iteration, in batches; None where it is drawn.
@@ -91,6 +91,44 @@ def test_goes_on_bit_for_bit(method, stop, data, tmp_path):
     for state in states:
         state["progress"].pop("seconds")
     assert_same_state(*states)
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_poses_go_on_bit_for_bit_and_have_other_views_in_another_epoch(stop, tmp_path):
+    write("MPII", tmp_path / "MPII")
+    row = next(row for row in published.rows("ausam-4") if row.method == "AUSAM")
+    job, device = jobs.job("ausam-4", row, 0, 3, True), torch.device("cpu")
+
+    def training():
+        return Training(job, problem(job, tmp_path, device), device)
+
+    whole, first, second = training(), training(), training()
+    for _ in whole.steps():
+        pass
+    for i, _ in enumerate(first.steps(), 1):
+        if i == stop:
+            break
+    torch.save(first.state(), tmp_path / "state.pt")
+    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in second.steps():
+        pass
+    states = [whole.state(), second.state()]
+    for state in states:
+        state["progress"].pop("seconds")
+    assert_same_state(*states)
+    views = whole.problem.dataset
+    views.epoch = 0
+    image = views[0][0]
+    assert torch.equal(image, views[0][0])
+    views.epoch = 1
+    assert not torch.equal(image, views[0][0])
+
+
+def test_the_learning_rate_of_poses_falls_twice(tmp_path):
+    factor = Poses.factor
+    assert [factor(Poses, done / 210) for done in (0, 169, 170, 199, 200, 209)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bits(data, tmp_path):
