@@ -117,16 +117,20 @@ def _table(total: Any, count: Any, index: Any, invalid: Any, tried: Any) -> tupl
     return t, i
 
 
-def inside(index: Tensor, num_samples: int, invalid: Tensor | None = None) -> None:
-    """On the CPU a wrong index is an error at once; elsewhere looking would be a synchronisation."""
+def inside(index: Tensor, num_samples: int, invalid: Tensor | None = None) -> bool:
+    """On the CPU a wrong index is an error at once; elsewhere looking would be a synchronisation.
+
+    Returns whether it looked.
+    """
     if invalid is not None or index.device.type != "cpu" or isinstance(index, FakeTensor):
-        return
+        return False
     if index.numel() and (index.min() < 0 or index.max() >= num_samples):
         wrong = index[(index < 0) | (index >= num_samples)]
         raise IndexError(
             f"index: {wrong[0].item()} is outside the table of {num_samples} samples "
             f"({wrong.numel()} of {index.numel()} entries are); expected 0 <= index < {num_samples}"
         )
+    return True
 
 
 def per_sample(loss: Any, index: Tensor) -> Tensor:

@@ -44,12 +44,14 @@ class LastLosses:
         loss = checks.per_sample(loss, index).detach().float()
         if index.device.type != "cpu":
             index = index.to(loss.device)
-        checks.inside(index, len(self.known))
+        known = checks.inside(index, len(self.known))
         self._recorded = self._recorded.to(loss.device)
         # The host does not wait by itself for a copy that comes to it.
         index = index.to(loss.device, torch.int64, non_blocking=loss.device.type != "cpu")
         finite, n = loss.isfinite(), len(self.known)
-        place = index.where(finite, n).where((index >= 0) & (index < n), n + 1)
+        place = index.where(finite, n)
+        if not known:
+            place = place.where((index >= 0) & (index < n), n + 1)
         self._recorded[place] = loss.where(finite, 0)
 
     def exchange(self, alike: list[Any], groups: Sequence[dist.ProcessGroup]) -> list[tuple[Tensor, Tensor]]:

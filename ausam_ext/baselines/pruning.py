@@ -105,8 +105,10 @@ class PruningBatchSampler(PlannedBatchSampler):
         Raises:
             TypeError, IndexError: it is no such tensor, or an entry is outside the table (NaN on CUDA).
         """
-        checks.inside(checks.tensor("index", index, checks.INDEX), self.num_samples)
+        known = checks.inside(checks.tensor("index", index, checks.INDEX), self.num_samples)
         self._make_plan()
+        if known:
+            return self._weights[index.long()]
         if self._placed.device != index.device:
             self._placed = self._weights.to(index.device, non_blocking=index.device.type != "cpu")
         inside = (index >= 0) & (index < self.num_samples)
