@@ -85,7 +85,7 @@ class ReusingSAM(ScheduledSAM):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """:meth:`ScheduledSAM.state_dict`; where there is no PSF it has zeros."""
+        """:meth:`ScheduledSAM.state_dict`; parameters without a PSF have zeros."""
         return {
             **super().state_dict(),
             "has_psf": torch.tensor([psf is not None for psf in self._psf], dtype=torch.bool, device="cpu"),

@@ -152,7 +152,7 @@ class ScheduledSAM(SAM):
             sam.replayed()
 
         Capture the sampled step first, then the other one, and replay it first too: in a graph, what is
-        reused has memory of its own, which only the sampled graph fills.
+        reused has its own memory, which only the sampled graph fills.
         """
         self.sampled, self._ended = self.decide(), True
         self._count()

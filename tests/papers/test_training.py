@@ -78,13 +78,16 @@ def test_goes_on_bit_for_bit(method, stop, data, tmp_path):
     whole = training_of(method, data)
     for _ in whole.steps():
         pass
-    first = training_of(method, data)
+    assert_goes_on(whole, training_of(method, data), training_of(method, data), stop, tmp_path / "state.pt")
+
+
+def assert_goes_on(whole, first, second, stop, path):
+    """``second`` ends as ``whole`` did, from where ``first`` stopped."""
     for i, _ in enumerate(first.steps(), 1):
         if i == stop:
             break
-    torch.save(first.state(), tmp_path / "state.pt")
-    second = training_of(method, data)
-    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    torch.save(first.state(), path)
+    second.load(torch.load(path, weights_only=True))
     for _ in second.steps():
         pass
     states = [whole.state(), second.state()]
@@ -102,20 +105,10 @@ def test_poses_go_on_bit_for_bit_and_have_other_views_in_another_epoch(stop, tmp
     def training():
         return Training(job, problem(job, tmp_path, device), device)
 
-    whole, first, second = training(), training(), training()
+    whole = training()
     for _ in whole.steps():
         pass
-    for i, _ in enumerate(first.steps(), 1):
-        if i == stop:
-            break
-    torch.save(first.state(), tmp_path / "state.pt")
-    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
-    for _ in second.steps():
-        pass
-    states = [whole.state(), second.state()]
-    for state in states:
-        state["progress"].pop("seconds")
-    assert_same_state(*states)
+    assert_goes_on(whole, training(), training(), stop, tmp_path / "state.pt")
     views = whole.problem.dataset
     views.epoch = 0
     image = views[0][0]
