@@ -43,19 +43,19 @@ test-frameworks: .venv-frameworks/ready
 bench: .venv/with-test .venv/installed
 	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks
 	$(BIN)/python -m benchmarks.steps
-	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.memory
-	-$(BIN)/python -m benchmarks.peers  # installs them from PyPI, into build/peers
+	$(BIN)/python -m benchmarks.steps.scaling
+	$(BIN)/python -m benchmarks.steps.memory
+	-$(BIN)/python -m benchmarks.steps.peers  # installs them from PyPI, into build/peers
 	$(BIN)/python -m benchmarks.report
 
 # What docs/choosing.md says: goes on where it was stopped, and takes half an hour of one core from nothing.
 evidence: .venv/with-test .venv/installed
-	$(BIN)/python -m benchmarks.start_rate
-	$(BIN)/python -m benchmarks.ramp
-	$(BIN)/python -m benchmarks.bounded
-	$(BIN)/python -m benchmarks.gradient_error
-	$(BIN)/python -m benchmarks.accuracy
-	$(BIN)/python -m benchmarks.choosing
+	$(BIN)/python -m benchmarks.evidence.start_rate
+	$(BIN)/python -m benchmarks.evidence.ramp
+	$(BIN)/python -m benchmarks.evidence.bounded
+	$(BIN)/python -m benchmarks.evidence.gradient_error
+	$(BIN)/python -m benchmarks.evidence.accuracy
+	$(BIN)/python -m benchmarks.evidence.choosing
 
 # Every table of both papers from small made files: half an hour of one core, and nothing about accuracy.
 papers: .venv/with-test .venv/installed
@@ -65,7 +65,7 @@ papers: .venv/with-test .venv/installed
 
 # Whether a compiled kernel lost a quarter of its lead over the reference: half a minute.
 bench-gate: .venv/with-test .venv/installed
-	$(BIN)/python -m benchmarks.gate
+	$(BIN)/python -m benchmarks.operators.gate
 
 lint: .venv/with-lint
 	$(BIN)/ruff check .

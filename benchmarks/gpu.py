@@ -109,14 +109,14 @@ def steps() -> list[list[Step]]:
     ]
     operators = [
         *pytest("--benchmark-only", "--benchmark-max-time=0.1", "--benchmark-min-rounds=3", "-k", "cuda"),
-        *(f"--benchmark-json={LOGS / 'benchmarks.json'}", "benchmarks/test_operators.py"),
+        *(f"--benchmark-json={LOGS / 'benchmarks.json'}", "benchmarks/operators/test_operators.py"),
     ]
     return [
         [Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 180, {"FORCE_CUDA": "1"})],
         [*tested, *checked],
         [Step("operators", operators, 200)],
-        [Step("memory", [*suite("memory")], 100)],
-        [Step("scaling", [*suite("scaling")], 100)],
+        [Step("memory", [*suite("steps.memory")], 100)],
+        [Step("scaling", [*suite("steps.scaling")], 100)],
         [Step("steps", [*suite("steps"), "--seconds", SECONDS], 300, leaves=25)],
         [Step("report", [*suite("report")], 100)],
     ]

@@ -1,10 +1,10 @@
 """Every method, as what it does with a batch: one registry for all that trains.
 
-A method is made for a :class:`Task`. It says which batches there are (``batches``), leaves the gradient of a
-batch in ``.grad`` (``step``), and has what is to be saved in ``parts``.
+A method is made for a :class:`Task`. It says which batches there are (``batches``), trains on one
+(``train``), and has what is to be saved in ``parts``. All training here goes through :func:`epoch`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -73,7 +73,15 @@ class Method:
     def begin(self, epoch: int) -> None:
         self.batches.set_epoch(epoch)
 
-    def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def train(self, index: Tensor, x: Any, y: Any) -> Tensor:
+        """One step of the optimizer; returns the losses at ``w``. Leaves gradients clear."""
+        loss = self.step(index, x, y)
+        self.task.optimizer.step()
+        self.task.optimizer.zero_grad()
+        self.stepped()
+        return loss
+
+    def step(self, index: Tensor, x: Any, y: Any) -> Tensor:
         """Leaves the gradient in ``.grad``, which is clear; returns the losses at ``w``."""
         return self.differentiate(x, y)
 
@@ -87,21 +95,32 @@ class Method:
 
 
 class TwoPasses(Method):
-    """SAM, and those that take its second pass at times; ``scored`` batches are AUSAM's."""
+    """SAM, and those that take its second pass at times, on whole batches or AUSAM's.
 
-    def __init__(self, task: Task, sam: SAM, scored: bool = False, **choice: Any) -> None:
+    ``score``: what the choice of samples follows the change of, their ``"loss"`` or the ``"probability"`` of
+    their label; None if it does not. ``weighted``: by the samples' importance.
+    """
+
+    def __init__(
+        self, task: Task, sam: SAM, score: str | None = None, weighted: bool = False, **choice: Any
+    ) -> None:
         super().__init__(task, **choice)
-        self.sam, self.scored = sam, scored
+        self.sam, self.score, self.weighted = sam, score, weighted
         self.parts["sam"] = sam
 
-    def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def step(self, index: Tensor, x: Any, y: Any) -> Tensor:
+        weights = self.batches.weights(index).to(self.task.device) if self.weighted else None
+
         def closure() -> Tensor:
             self.task.optimizer.zero_grad()
-            return self.differentiate(x, y)
+            return self.differentiate(x, y, weights)
 
         loss, loss_perturbed = self.sam.backward(closure)
-        if self.scored and loss_perturbed is not None:
-            self.adlp.update(index, loss, loss_perturbed)
+        if loss_perturbed is not None:
+            if self.score == "loss":
+                self.adlp.update(index, loss, loss_perturbed)
+            elif self.score == "probability":
+                self.adlp.update(index, torch.exp(-loss), torch.exp(-loss_perturbed))
         return loss
 
 
@@ -201,12 +220,13 @@ def _ausam(task: Task, **options: Any) -> Method:
     """With settings of vSAM among the rest, both methods."""
     settings = {**options, **task.settings}
     choice = {name: settings.pop(name) for name in _SAMPLER if name in settings}
-    scored = choice.get("s_min") != choice.get("s_max", 1.0)
+    even = choice.get("s_min") == choice.get("s_max", 1.0)  # every half is as likely
+    score, weighted = settings.pop("score", None if even else "loss"), settings.pop("weighted", False)
     sam: SAM = SAM(task.model, task.rho)
     if settings:
         warmup = settings.pop("sam_epochs", 3) * task.steps_per_epoch
         sam = VSAM(task.model, task.rho, warmup_steps=warmup, seed=task.seed, **settings)
-    return TwoPasses(task, sam, scored, **choice)
+    return TwoPasses(task, sam, score, weighted, **choice)
 
 
 def _choosing(kind: Callable[..., Any], task: Task) -> Method:
@@ -237,3 +257,16 @@ METHODS: dict[str, Callable[[Task], Method]] = {
     **{f"AUSAM-{alpha}": partial(_ausam, alpha=alpha) for alpha in (0.4, 0.5, 0.6, 0.7)},
     "AUSAM+vSAM": partial(_ausam, alpha=0.5, initial_rate=0.34),
 }
+
+
+def epoch(
+    method: Method,
+    loader: Iterable[Any],
+    number: int,
+    prepare: Callable[[Any], tuple[Any, Any]] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Trains an epoch; yields the samples of each step and their losses."""
+    method.begin(number)
+    for index, batch in method.batches.indexed(loader):
+        x, y = batch if prepare is None else prepare(batch)
+        yield index, method.train(index, x, y)

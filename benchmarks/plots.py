@@ -1,6 +1,5 @@
 """Pictures of the suites, made to be read without the text."""
 
-import io
 from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
@@ -10,25 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from .figures import BLACK, BLUE, RED, STYLES
 from .harness import Row
-from .shapes import LISTS
+from .operators.shapes import LISTS
 from .tables import duration, first, short
-
-# Okabe and Ito's colours, which are told apart with any colour vision; the markers do it in print.
-BLUE, RED, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
-STYLES = [(BLUE, "o"), (RED, "s"), (GREEN, "^"), ("#CC79A7", "D"), ("#E69F00", "v"), (BLACK, "P")]
 
 
 def tick(color: str, label: str | None = None) -> dict[str, Any]:
     """Style of a mark for where something is or should be."""
     style = {"color": color, "marker": "|", "markersize": 13, "markeredgewidth": 2.5, "linestyle": "none"}
     return style if label is None else {**style, "label": label}
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pil_kwargs={"optimize": True})
-    return buffer.getvalue()
 
 
 def by(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:

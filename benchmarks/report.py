@@ -11,8 +11,9 @@ from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 
+from .figures import png
 from .harness import RESULTS
-from .plots import PICTURES, png
+from .plots import PICTURES
 from .tables import TITLES, description, html_table, losses, machines, markdown, summary, table
 
 README = Path(__file__).parents[1] / "README.md"

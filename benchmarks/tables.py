@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .harness import RESULTS, Row
+from .markdown import Cells
+from .markdown import table as markdown
 
 Suites = dict[str, dict[str, Any]]  # as harness.save writes them
-Cells = list[list[str]]  # the first line is the header
 
 TITLES = {
     "operators": "Operators",
@@ -138,18 +139,6 @@ def losses(rows: Sequence[Row]) -> list[str]:
                 reason = REASONS.get(f"{row['what']} / {name}", row["note"] or "not explained yet")
                 sentences.append(f"{row['what']}, {row['size']}: {speed}: {reason}")
     return sentences
-
-
-def markdown(cells: Cells) -> str:
-    """A Markdown table that also reads well as text."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for line in cells:
-        left = [cell.ljust(width) for cell, width in zip(line[:2], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-        lines.append(f"| {' | '.join(left + right)} |")
-    rules = ["-" * (w + 2) for w in widths[:2]] + ["-" * (w + 1) + ":" for w in widths[2:]]
-    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]]) + "\n"
 
 
 def html_table(cells: Cells) -> str:

@@ -12,8 +12,9 @@ sys.path.append(str(Path(__file__).parents[1]))  # last: the package is the inst
 
 pytest.importorskip("PIL")
 
-from benchmarks import family, passes, steps
 from benchmarks.papers import published
+from benchmarks.steps import __main__ as steps
+from benchmarks.steps import family, measure, passes
 
 
 def tiny():
@@ -21,28 +22,28 @@ def tiny():
 
 
 @pytest.mark.parametrize("encoded", [False, True])
-@pytest.mark.parametrize("method", steps.ALL, ids=lambda m: m.name)
+@pytest.mark.parametrize("method", measure.ALL, ids=lambda m: m.name)
 def test_methods_train_on_their_share(method, encoded):
     batch_size = 10
-    samples = steps.STEPS * batch_size
-    data = steps.Encoded(samples) if encoded else steps.InMemory(samples, "cpu")
-    epoch = steps.Epoch(method, tiny, data, "cpu", batch_size)
+    samples = measure.STEPS * batch_size
+    data = measure.Encoded(samples) if encoded else measure.InMemory(samples, "cpu")
+    epoch = measure.Epoch(method, tiny, data, "cpu", batch_size)
     before = [p.clone() for p in epoch.model.parameters()]
     seen = []
     epoch.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     epoch()
-    passes = steps.STEPS * (1 + method.rate)
+    passes = measure.STEPS * (1 + method.rate)
     kept = batch_size * (method.alpha or method.share)
     assert epoch.rate == pytest.approx(method.rate)
     assert len(seen) == passes and sum(map(len, seen)) == pytest.approx(passes * kept)
     assert not any(torch.equal(p, b) for p, b in zip(epoch.model.parameters(), before, strict=True))
     if method.alpha:
-        assert epoch.adlp.count.sum() - samples == round(steps.STEPS * method.rate * kept)
+        assert epoch.adlp.count.sum() - samples == round(measure.STEPS * method.rate * kept)
 
 
 def test_rows_compare_with_sam_and_the_ideal():
-    chosen = steps.methods([0.4, 0.5], [0.3])
-    rows = steps.measure("tiny", tiny, chosen, encoded=False, rounds=3, device="cpu", batch_size=8)
+    chosen = measure.methods([0.4, 0.5], [0.3])
+    rows = measure.measure("tiny", tiny, chosen, encoded=False, rounds=3, device="cpu", batch_size=8)
     by_name = {r["what"]: r for r in rows}
     assert list(by_name) == [
         "SGD", "SAM", "AUSAM-0.4", "AUSAM-0.4 in the loop", "AUSAM-0.5", "AUSAM-0.5 in the loop",
@@ -50,9 +51,9 @@ def test_rows_compare_with_sam_and_the_ideal():
     ]  # fmt: skip
     assert not by_name["SAM"]["ratios"] and list(by_name["SGD"]["ratios"]) == ["SAM"]
     for name in list(by_name)[2:]:
-        assert list(by_name[name]["ratios"]) == ["SAM", steps.IDEAL]
-        assert by_name[name]["target"] == 0.97 and by_name[name]["against"] == steps.IDEAL
-    mixed = by_name["vSAM-0.3"]["columns"][steps.IDEAL]["median"]
+        assert list(by_name[name]["ratios"]) == ["SAM", measure.IDEAL]
+        assert by_name[name]["target"] == 0.97 and by_name[name]["against"] == measure.IDEAL
+    mixed = by_name["vSAM-0.3"]["columns"][measure.IDEAL]["median"]
     sgd, sam = (by_name[m]["columns"][m]["median"] for m in ("SGD", "SAM"))
     assert min(sgd, sam) * 0.5 < mixed < max(sgd, sam) * 2
 

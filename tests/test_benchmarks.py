@@ -16,9 +16,10 @@ sys.path.append(str(ROOT))  # last: the package is the installed one
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import gate, harness, report, tables  # noqa: E402
-from benchmarks.cases import CASES, measure  # noqa: E402
-from benchmarks.shapes import LISTS  # noqa: E402
+from benchmarks import harness, report, tables  # noqa: E402
+from benchmarks.operators import gate  # noqa: E402
+from benchmarks.operators.cases import CASES, measure  # noqa: E402
+from benchmarks.operators.shapes import LISTS  # noqa: E402
 
 
 def fixed(seconds):

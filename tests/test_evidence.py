@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))  # last: the package is the installed one
 
 pytest.importorskip("sklearn")
 
-from benchmarks import accuracy, bounded, choosing, gradient_error, ramp, start_rate, tasks, variants  # noqa: E402
+from benchmarks.evidence import accuracy, bounded, choosing, gradient_error, ramp, start_rate, tasks, variants  # noqa: E402
 
 ROWS = json.loads(accuracy.RESULTS.read_text(encoding="utf-8"))["rows"]
 

@@ -11,8 +11,8 @@ sys.path.append(str(Path(__file__).parents[1]))  # last: the package is the inst
 
 pytest.importorskip("PIL")
 
-from benchmarks import memory
-from benchmarks.steps import Method
+from benchmarks.steps import memory
+from benchmarks.steps.measure import Method
 
 
 def network():

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from . import cifar, idx, tiny_imagenet
+from . import cifar, digits, idx, tiny_imagenet
 from .augment import augment, normalise
 from .images import Images
 from .made import Encoded, InMemory, generate
 from .made_files import write
-from .splits import validation_split
+from .splits import subset, validation_split
 
 __all__ = [
     "DATASETS",
@@ -15,9 +15,11 @@ __all__ = [
     "Images",
     "InMemory",
     "augment",
+    "digits",
     "generate",
     "load",
     "normalise",
+    "subset",
     "validation_split",
     "write",
 ]

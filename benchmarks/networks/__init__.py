@@ -13,7 +13,7 @@ from torch import nn
 from .mobilenet import mobilenet_v1
 from .pyramid import pyramidnet110
 from .resnet import resnet18, resnet50
-from .small import mlp, small_cnn
+from .small import digits_cnn, mlp, small_cnn
 from .wide import wide_resnet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -24,16 +24,21 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "WideResNet-28-10 as published": partial(wide_resnet, blocks=5),
     "PyramidNet-110": pyramidnet110,
     "MobileNetV1": mobilenet_v1,
+    "digits CNN": digits_cnn,
     "small CNN": small_cnn,
     "MLP": mlp,
 }
+
+ANY_SIZE = ("digits CNN", "small CNN", "MLP")  # their last layer depends on the images' ``size``
 
 # Those of the CIFAR tables, whose speed both papers print.
 PAPERS = {name: NETWORKS[name] for name in ("ResNet-18", "WideResNet-28-10", "PyramidNet-110")}
 
 __all__ = [
+    "ANY_SIZE",
     "NETWORKS",
     "PAPERS",
+    "digits_cnn",
     "mlp",
     "mobilenet_v1",
     "pyramidnet110",

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from .. import data
-from . import published, runs, show, speed
-from .jobs import TABLES, Job, jobs
+from .. import data, runs
+from ..job import Job
+from . import published, show, speed
+from .jobs import TABLES, jobs
 
 
 def parser() -> argparse.ArgumentParser:

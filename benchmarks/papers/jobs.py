@@ -1,10 +1,10 @@
 """What is trained for a table: one job for each method, network, data set and seed of its rows."""
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+from ..job import Job
 from ..methods import METHODS
 from .published import Row, recipe, rows, setting, tables
 
@@ -19,42 +19,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "PyramidNet-110": {"alpha": 27},
     "MobileNetV1": {"width": 4},
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training, with all that its result depends on.
-
-    Attributes:
-        settings: the method's own; those of the paper, or of its official code, where there are any.
-        small: arguments that make the network smaller.
-    """
-
-    method: str
-    network: str
-    dataset: str
-    seed: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    rho: float
-    settings: dict[str, Any] = field(default_factory=dict)
-    quantiser: str | None = None
-    small: dict[str, Any] = field(default_factory=dict)
-    made: bool = False
-    starts_from: str | None = None  # the key of the job whose weights it begins with
-
-    @property
-    def key(self) -> str:
-        """The name of its file."""
-        parts = [self.dataset, self.network, self.method, *(f"{k}={v}" for k, v in self.settings.items())]
-        parts += [self.quantiser or "", "made" if self.made else "", f"{self.epochs} epochs"]
-        named = " ".join(part for part in parts if part)
-        return f"{re.sub(r'[^A-Za-z0-9.=+*-]+', '_', named).replace('*', 'first')}_seed{self.seed}"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def jobs(
@@ -105,13 +69,19 @@ def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
         recipe("weight_decay", network),
         setting("SAM", "rho", network),
         {**_settings(method, row, epochs / whole), **own},
-        None,
-        SMALL.get(row.network, {}) if made else {},
-        made,
+        smoothing=recipe("label_smoothing", network),
+        # Crops are of small images only.
+        augmentation={
+            "pad": recipe("crop_padding", network) if row.dataset != "Tiny-ImageNet" else 0,
+            "cutout": recipe("cutout", network)["size"],
+        },
+        small=SMALL.get(row.network, {}) if made else {},
+        made=made,
     )
     if row.dataset == "MPII":
         rate, rho, size = setting("Adam", "lr"), setting("SimCC", "rho"), setting("Adam", "batch_size")
-        return replace(chosen, batch_size=4 if made else size, learning_rate=rate, weight_decay=0.0, rho=rho)
+        chosen = replace(chosen, batch_size=4 if made else size, learning_rate=rate, weight_decay=0.0)
+        return replace(chosen, rho=rho, smoothing=0.0, augmentation=None)
     if quantiser is None:
         return chosen
     # As in the papers, from a network of full precision: the table's first rows.

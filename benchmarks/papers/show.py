@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .jobs import Job
+from ..job import Job
+from ..spread import spread
 from .published import Row, methods, tables
 
 OUR_TABLE = "Every method on Fashion-MNIST, with a small network."
@@ -40,15 +41,10 @@ def line(row: Row, jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> di
     }
     if records:
         last, best = ([pick(r["accuracy"]) for r in records] for pick in (lambda a: a[-1], max))
-        found["last"], found["best"] = _spread(last), _spread(best)
+        found["last"], found["best"] = spread(last), spread(best)
         shares = [r["second_passes"] / r["counts"]["steps"] for r in records]
         found["second passes"] = round(statistics.mean(shares), 3)
     return found
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def markdown(table: str, lines: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from ..harness import compare
 from ..methods import METHODS
 from ..networks import NETWORKS
-from ..passes import CLASSES, Epoch, steady
+from ..steps.passes import CLASSES, Epoch, steady
 from . import show
 from .jobs import SMALL
 from .published import Row, rows

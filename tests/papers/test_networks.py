@@ -20,6 +20,7 @@ SMALL = {
     "WideResNet-28-10 as published": {"width": 1},
     "PyramidNet-110": {"alpha": 10},  # below 54, so that some blocks are as wide as the one before
     "MobileNetV1": {"width": 4},
+    "digits CNN": {},
     "small CNN": {},
     "MLP": {},
 }

@@ -13,11 +13,12 @@ import pytest
 import torch
 from helpers import assert_same_state
 
+from benchmarks import runs
 from benchmarks.data import write
 from benchmarks.methods import METHODS
-from benchmarks.papers import jobs, published, runs
-from benchmarks.papers.problems import Poses, problem
-from benchmarks.papers.training import Training
+from benchmarks.papers import jobs, published
+from benchmarks.problems import Poses, problem
+from benchmarks.training import Training
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from ausam_ext import SAM
 
-from .data import InMemory
-from .methods import METHODS, Method, Task
+from ..data import InMemory
+from ..methods import METHODS, Method, Task, epoch
 
 STEPS = 10  # of an epoch
 CLASSES = 10
@@ -69,15 +69,10 @@ class Epoch:
         self.taken: list[int] = []
 
     def __call__(self) -> None:
-        method, steps, taken = self.method, 0, 0
-        method.begin(next(self.number))
-        for index, (x, y) in method.batches.indexed(self.loader):
-            method.step(index, x, y)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            method.stepped()
+        steps = taken = 0
+        for _ in epoch(self.method, self.loader, next(self.number)):
             steps += 1
-            taken += bool(getattr(method.sam, "sampled", False))
+            taken += bool(getattr(self.method.sam, "sampled", False))
         self.steps.append(steps)
         self.taken.append(taken)
 

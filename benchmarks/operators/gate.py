@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gate`: fails when a kernel has lost a quarter of its lead over the reference.
+"""`python -m benchmarks.operators.gate`: fails if a kernel lost a quarter of its lead over the reference.
 
 Both are timed in turn, in one thread, and only the ratio within a round counts, so that the recorded ratios
 hold on a busy machine of few cores too. ``--record`` writes them anew; committed is for each case the lower
@@ -16,8 +16,8 @@ import torch
 
 import ausam_ext
 
+from ..harness import RESULTS, compare
 from .cases import CASES, Case
-from .harness import RESULTS, compare
 
 RECORDED = RESULTS / "gate.json"
 SHARE = 0.75  # of the recorded ratio that must be reached
@@ -54,7 +54,7 @@ def failures(cases: Sequence[Case], recorded: dict[str, float], seconds: float =
 
 
 def main(arguments: Sequence[str] | None = None, path: Path = RECORDED) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.operators.gate", description=__doc__)
     parser.add_argument("--record", action="store_true", help="write the ratios instead of holding them")
     record = parser.parse_args(arguments).record
     backend = ausam_ext.backends()["cpu"]

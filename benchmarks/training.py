@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..methods import METHODS, Task
-from ..quantization import jacob, lsq
-from .jobs import Job
+from .job import Job
+from .methods import METHODS, Task, epoch
 from .problems import Problem
+from .quantization import jacob, lsq
 
 
 @dataclass
@@ -24,7 +24,6 @@ class Counts:
     forward_samples: int = 0
     backward_samples: int = 0
     steps: int = 0
-    candidates: int = 0  # samples of whole batches
 
     def watch(self, model: nn.Module) -> None:
         """Counts from now on, in training mode."""
@@ -50,8 +49,13 @@ class Progress:
 
     accuracy: list[float] = field(default_factory=list)  # of test images, after each epoch, in percent
     loss: list[float] = field(default_factory=list)  # of training, the mean of each epoch
+    seconds: list[float] = field(default_factory=list)  # of training, of each epoch
     second_passes: int = 0
-    seconds: float = 0.0  # of training
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 QUANTISERS: dict[str, Callable[[nn.Module], nn.Module]] = {"Jacob": jacob.quantize, "LSQ": lsq.quantize}
@@ -103,44 +107,47 @@ class Training:
         )
         self.counts, self.progress = Counts(), Progress()
         self.counts.watch(self.model)
-        self.epoch, self._sum, self._seen = 0, 0.0, 0
+        self.epoch = 0
+        self._reset()
 
-    def steps(self) -> Iterator[None]:
-        """Trains from where it is; pauses after each step, when :meth:`state` can be saved."""
+    def steps(self) -> Iterator[Tensor | None]:
+        """Trains from where it is; pauses after each step, and once more after each epoch.
+
+        Yields the samples of the step, or None at an epoch's end. :meth:`state` can be saved at each pause.
+        """
         while self.epoch < self.job.epochs:
             self.model.train()
-            self.method.begin(self.epoch)
             self.problem.dataset.epoch = self.epoch
-            start = time.perf_counter()
-            for index, batch in self.method.batches.indexed(self.loader):
-                self._step(index, batch)
-                self.progress.seconds += time.perf_counter() - start
-                yield
-                start = time.perf_counter()
-            self.progress.loss.append(self._sum / max(1, self._seen))
+            start, before = time.perf_counter(), self.counts.backwards
+            for index, loss in epoch(self.method, self.loader, self.epoch, self._prepare):
+                self._sum += loss.sum()
+                self._seen += len(loss)
+                self.counts.steps += 1
+                self.progress.second_passes += self.counts.backwards - before > 1
+                self._seconds += time.perf_counter() - start
+                yield index
+                start, before = time.perf_counter(), self.counts.backwards
+            synchronize(self.device)
+            self._seconds += time.perf_counter() - start
+            self.progress.seconds.append(self._seconds)
+            self.progress.loss.append(self._sum.item() / max(1, self._seen))
             self.model.eval()
             self.progress.accuracy.append(self.problem.score(self.model))
-            self._sum, self._seen = 0.0, 0
+            self._reset()
             self.epoch += 1
-            yield
+            yield None
 
-    def _step(self, index: Tensor, loaded: Any) -> None:
+    def _reset(self) -> None:
+        self._sum, self._seen, self._seconds = torch.zeros((), device=self.device), 0, 0.0
+
+    def _prepare(self, loaded: Any) -> tuple[Any, Any]:
         batches = self.method.batches
         done = (self.epoch + (batches.state_dict()["position"] - 1) / len(batches)) / self.job.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = self.job.learning_rate * self.problem.factor(done)
         # By random numbers of the step alone, so that nothing has to be saved for them.
         generator = torch.Generator(self.device).manual_seed((self.job.seed << 40) + self.counts.steps)
-        x, y = self.problem.batch(loaded, generator)
-        before = self.counts.backwards
-        loss = self.method.step(index, x, y)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.method.stepped()
-        self.progress.second_passes += self.counts.backwards - before > 1
-        self.counts.steps += 1
-        self._sum += loss.sum().item()
-        self._seen += len(loss)
+        return self.problem.batch(loaded, generator)
 
     def state(self) -> dict[str, Any]:
         """All that the rest depends on."""
@@ -150,7 +157,7 @@ class Training:
             "parts": {name: part.state_dict() for name, part in self.method.parts.items()},
             "counts": vars(self.counts),
             "progress": vars(self.progress),
-            "epoch": [self.epoch, self._sum, self._seen],
+            "epoch": [self.epoch, self._sum, self._seen, self._seconds],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -160,4 +167,4 @@ class Training:
             part.load_state_dict(state["parts"][name])
         vars(self.counts).update(state["counts"])
         vars(self.progress).update(state["progress"])
-        self.epoch, self._sum, self._seen = state["epoch"]
+        self.epoch, self._sum, self._seen, self._seconds = state["epoch"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ausam_ext import ops, reference
 
-from .harness import Row, compare, copy_of, graph, launches, row
+from ..harness import Row, compare, copy_of, graph, launches, row
 from .shapes import LISTS
 
 WEIGHTS = {"s_min": 0.1, "s_max": 1.0}
@@ -44,7 +44,7 @@ class Case:
         on_cuda: such a column, and how many times, on CUDA.
         compiled: whether ``torch.compile`` of the reference is timed as well; not for lists on CUDA, where it
             compiles a hundred kernels.
-        gated: whether CI holds its ratio (benchmarks/gate.py).
+        gated: whether CI holds its ratio (benchmarks/operators/gate.py).
         draws: whether it is about the operator with the draw of its noise, which the reference leaves to it.
     """
 

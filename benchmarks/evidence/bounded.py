@@ -1,4 +1,4 @@
-"""``python -m benchmarks.bounded``: vSAM with the reuse bounded, where gradients vary much in size.
+"""``python -m benchmarks.evidence.bounded``: vSAM with the reuse bounded, where gradients vary much in size.
 
 A network without BatchNorm at a rate of 0.34, and the demo's beside it. It goes on where it was stopped.
 Written down before the runs on test images: 10 seeds with the settings of a diverging run that was reported;
@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .accuracy import Row, accuracy, difference, save, spread
+from ..spread import spread
+from .accuracy import Row, accuracy, difference, save
 from .tasks import TASKS, Task, available, fashion
 from .variants import FIXED_RATE, VARIANTS, Variant, train
 
-RESULTS = Path(__file__).parent / "results/evidence/bounded.json"
+RESULTS = Path(__file__).parents[1] / "results/evidence/bounded.json"
 SEEDS = range(10)
 HARD_SEEDS = range(20)
 HARD = "Fashion-MNIST, 5,000 images, learning rate 0.2"
@@ -86,7 +87,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.bounded", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.evidence.bounded", description=__doc__)
     p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is continued")
     options = p.parse_args()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Each operator at each size: `make bench`.
 
 pytest-benchmark picks the cases (-k), times the native kernel alone and compares it with earlier runs
-(--benchmark-compare). Each test's extra_info holds the ratios to the columns of benchmarks/cases.py, which
+(--benchmark-compare). Each test's extra_info holds the ratios to the columns of cases.py, which
 take turns with it; a run of all cases is kept in benchmarks/results.
 """
 
@@ -10,8 +10,8 @@ import torch
 
 import ausam_ext
 
+from ..harness import save
 from .cases import CASES, measure
-from .harness import save
 
 DEVICES = [name for name in ("cpu", "cuda") if name == "cpu" or torch.cuda.is_available()]
 

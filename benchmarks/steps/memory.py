@@ -1,4 +1,4 @@
-"""Peak memory of a training run with each method, above SGD's: `python -m benchmarks.memory`.
+"""Peak memory of a training run with each method, above SGD's: `python -m benchmarks.steps.memory`.
 
 Counted by torch's own allocators, to the byte, what C++ takes for itself included. SAM may hold one copy of
 the parameters more than SGD, vSAM two; both also a copy of the running statistics. AUSAM holds SAM's copy and
@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from .data import InMemory
-from .harness import Row, save
-from .networks import PAPERS, mlp, resnet18, small_cnn
-from .steps import BATCH_SIZE, STEPS, Epoch, Method
+from ..data import InMemory
+from ..harness import Row, save
+from ..networks import PAPERS, mlp, resnet18, small_cnn
+from .measure import BATCH_SIZE, STEPS, Epoch, Method
 
 # How many copies of the parameters each may hold above SGD.
 COPIES = {Method(): 1, Method(alpha=0.5): 1, Method(0.3): 2, Method(0.3, alpha=0.5): 2}

@@ -1,4 +1,4 @@
-"""How a step's own cost grows: `python -m benchmarks.scaling`.
+"""How a step's own cost grows: `python -m benchmarks.steps.scaling`.
 
 What SAM and AUSAM add to the passes: the ascent and the way back; recording, choosing in the loop, planning
 an epoch, each per batch. Against the size of a batch and of the training set, the number of parameter tensors
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
 
-from .harness import Row, compare, row, save
-from .networks import resnet18
+from ..harness import Row, compare, row, save
+from ..networks import resnet18
 
 Columns = dict[str, tuple[Callable[[], object], int]]  # what to time, and how many steps it serves
 BATCH_SIZE = 128

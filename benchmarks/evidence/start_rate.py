@@ -1,4 +1,4 @@
-"""``python -m benchmarks.start_rate``: where vSAM's rate stands after so many steps, by where it started.
+"""``python -m benchmarks.evidence.start_rate``: vSAM's rate after so many steps, by where it started.
 
 The controller alone, on norms that fluctuate and have no trend: log-normal, so that "0.2" is the standard
 deviation of their logarithm. Counted, not timed: it gives the same numbers everywhere.
@@ -14,7 +14,7 @@ import torch
 
 from ausam_ext import RateController
 
-RESULTS = Path(__file__).parent / "results/evidence/start_rate.json"
+RESULTS = Path(__file__).parents[1] / "results/evidence/start_rate.json"
 FLUCTUATIONS = (0.1, 0.2, 0.3)
 STARTS = (1, 17)  # samples in the first window: the default, and a rate of 0.34
 STEPS = (1000, 5000, 20_000)
@@ -48,7 +48,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.start_rate", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.evidence.start_rate", description=__doc__)
     p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is written")
     path = p.parse_args().output
     rows = [

@@ -1,4 +1,4 @@
-"""What `benchmarks.accuracy` and `benchmarks.gradient_error` train: data, networks and settings.
+"""What is trained for docs/choosing.md: data, networks and settings.
 
 No image that settings are compared on is a test image. Digits: 517 of the 1,797 are the test set, always the
 same; a validation seed holds back a quarter of the other 1,280. Fashion-MNIST: the test set is its own;
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ausam_ext.demo.data import CLASSES, LABEL_NOISE, TRAIN_SIZE, Images
 from ausam_ext.demo.training import network
 
-from .data import load
-from .data.idx import DEBIAN
+from ..data import load
+from ..data.idx import DEBIAN
 
 IMBALANCE = 50  # the most frequent class has so many times as many images as the rarest
 
@@ -86,7 +86,7 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, CLASSES))
 
 
-# Where `benchmarks.accuracy` begins: batch size, learning rate and rho of the demo for its network.
+# Where `benchmarks.evidence.accuracy` begins: batch size, learning rate and rho of the demo for its network.
 TASKS = {
     "digits": Task(digits, network, 20, 64, 0.05, 0.1),
     "digits, a quarter wrong": Task(wrong_labels, network, 20, 64, 0.05, 0.1),

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gradient_error``: how far a half's gradient is from that of its batch.
+"""``python -m benchmarks.evidence.gradient_error``: how far a half's gradient is from that of its batch.
 
 In a training with plain AUSAM, after 15, 50 and 90 % of its epochs: a batch of 512 is drawn, and halves of
 it by every scheme, from AUSAM's own table. Per-sample gradients are exact, so that nothing but the draw is
@@ -30,7 +30,7 @@ from ausam_ext.demo.data import Images
 from .tasks import TASKS, available
 from .variants import VARIANTS, in_proportion, train
 
-RESULTS = Path(__file__).parent / "results/evidence/gradient_error.json"
+RESULTS = Path(__file__).parents[1] / "results/evidence/gradient_error.json"
 NAMES = ("Fashion-MNIST", "digits, a quarter wrong")
 SHARES = (0.15, 0.5, 0.9)
 SEEDS = range(3)
@@ -171,7 +171,7 @@ def table(rows: Sequence[Row], task: str) -> str:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.gradient_error", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.evidence.gradient_error", description=__doc__)
     p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is written")
     path = p.parse_args().output
     names = [name for name in NAMES if name in available()]

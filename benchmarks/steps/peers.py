@@ -1,4 +1,4 @@
-"""A SAM step beside the other SAMs that are released for PyTorch: `python -m benchmarks.peers`.
+"""A SAM step beside the other SAMs that are released for PyTorch: `python -m benchmarks.steps.peers`.
 
 The packages are installed into ``build/peers``, without what they depend on, and put on this process's path
 alone. All take turns on equal networks and data around ``torch.optim.SGD``, as their documentation has it.
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ausam_ext import SAM
 
-from .harness import Row, compare, launches, row, save
+from ..harness import Row, compare, launches, row, save
+from ..networks import PAPERS, mlp, resnet18, small_cnn
 from .memory import peak
-from .networks import PAPERS, mlp, resnet18, small_cnn
 
-FOLDER = Path(__file__).parents[1] / "build" / "peers"
+FOLDER = Path(__file__).parents[2] / "build" / "peers"
 # zij carries the SAM of github.com/davda54/sam, which has no release and which most others copy.
 PACKAGES = {"zij": "0.1.1", "pytorch_optimizer": "4.1.0"}
 OURS = "ausam_ext"

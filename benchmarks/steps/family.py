@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .harness import Row, compare, row
-from .methods import METHODS, Method, Task
+from ..harness import Row, compare, row
+from ..methods import METHODS, Method, Task
 from .passes import Epoch, Passes, steady
 
 IDEAL = "ideal"

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.ramp``: vSAM's rate over a run as long as the papers', from its controller alone.
+"""``python -m benchmarks.evidence.ramp``: vSAM's rate over a run as long as the papers'.
 
 78,200 steps: three epochs of SAM, then 1,540 windows of 50. The norms of the PSF have no trend and fluctuate
 log-normally; "0.1" is the standard deviation of their logarithm. The mean of relative changes of such a
@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 from ausam_ext import RateController
 
-from .papers import published
-from .plots import STYLES, png
+from ..figures import STYLES, png
+from ..papers import published
 
-RESULTS = Path(__file__).parent / "results/evidence/ramp.json"
+RESULTS = Path(__file__).parents[1] / "results/evidence/ramp.json"
 FLUCTUATIONS = (0.05, 0.1, 0.14, 0.16, 0.2, 0.3)
 SEEDS = range(3)
 WARMUP = 3 * 391  # steps of the first three epochs, all with two passes
@@ -83,7 +83,7 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.ramp", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.evidence.ramp", description=__doc__)
     p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is written, beside a picture")
     path = p.parse_args().output
     rows = []

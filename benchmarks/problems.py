@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import Images, augment, load, mpii, normalise
-from ..networks import NETWORKS
-from ..pose.backbones import HRNetW32, small_backbone
-from ..pose.pckh import pckh
-from ..pose.simcc import SimCC, Target, decode, losses, one_hot, probabilities
-from .jobs import Job
-from .published import recipe
+from .data import Images, augment, digits, load, mpii, normalise, subset
+from .job import Job
+from .networks import ANY_SIZE, NETWORKS
+from .pose.backbones import HRNetW32, small_backbone
+from .pose.pckh import pckh
+from .pose.simcc import SimCC, Target, decode, losses, one_hot, probabilities
+
+MOMENTUM = 0.9
 
 
 class Problem(Protocol):
@@ -44,10 +45,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class InMemory(Dataset[Batch]):
-    """Images as bytes on the device already: a batch is one indexing operation."""
+    """Images on the device already, as bytes or as floats: a batch is one indexing operation."""
 
-    def __init__(self, images: Images, device: torch.device) -> None:
-        self.x, self.y = images.x.to(device), images.y.to(device)
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
 
     def __len__(self) -> int:
         return len(self.y)
@@ -61,34 +62,41 @@ class InMemory(Dataset[Batch]):
 
 
 class Classification:
-    """Images of one label each: cross entropy with label smoothing, a cosine to 0 by fractions of epochs."""
+    """Images of one label each: cross entropy, and a cosine to 0 by fractions of epochs.
+
+    Images are augmented in each step, or normalised once if there is no augmentation.
+    """
 
     workers = 0
 
     def __init__(self, job: Job, data: Path, device: torch.device) -> None:
         self.job, self.device = job, device
-        self.train, self.test = (images(job.dataset, data, part, job.made) for part in (True, False))
+        self.train, self.test = _images(job, data)
         self.classes = self.train.classes
-        self.dataset = InMemory(self.train, device)
-        self.smoothing = recipe("label_smoothing", job.network)
-        self.pad = recipe("crop_padding", job.network) if self.train.x.shape[-1] < 64 else 0
-        self.cutout = recipe("cutout", job.network)["size"]
+        x = self.train.x.to(device)
+        if job.augmentation is None:
+            x = normalise(x, self.train.mean, self.train.std)
+        self.dataset = InMemory(x, self.train.y.to(device))
 
     def network(self) -> nn.Module:
-        return NETWORKS[self.job.network](self.classes, channels=self.train.x.shape[1], **self.job.small)
+        _, channels, size, _ = self.train.x.shape
+        small = self.job.small
+        if self.job.network in ANY_SIZE:
+            small = {"size": size, **small}
+        return NETWORKS[self.job.network](self.classes, channels=channels, **small)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        job, momentum = self.job, recipe("momentum", self.job.network)
-        decay = job.weight_decay
-        return torch.optim.SGD(model.parameters(), job.learning_rate, momentum, weight_decay=decay)
+        job = self.job
+        return torch.optim.SGD(model.parameters(), job.learning_rate, MOMENTUM, weight_decay=job.weight_decay)
 
     def losses(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(output, target, reduction="none", label_smoothing=self.smoothing)
+        return F.cross_entropy(output, target, reduction="none", label_smoothing=self.job.smoothing)
 
     def batch(self, loaded: Batch, generator: torch.Generator) -> Batch:
         x, y = loaded
-        mean, std = self.train.mean, self.train.std
-        return augment(x, mean, std, generator, pad=self.pad, cutout=self.cutout), y
+        if self.job.augmentation is None:
+            return x, y
+        return augment(x, self.train.mean, self.train.std, generator, **self.job.augmentation), y
 
     def factor(self, done: float) -> float:
         return 0.5 * (1 + math.cos(math.pi * done))
@@ -102,8 +110,20 @@ class Classification:
         return 100 * right / len(self.test)
 
 
+def _images(job: Job, data: Path) -> tuple[Images, Images]:
+    """To train on and to score on."""
+    if job.dataset in digits.KINDS:
+        return digits.load(job.dataset, job.seed, job.validation)
+    return subset(
+        *(_whole(job.dataset, data, train, job.made) for train in (True, False)),
+        size=job.size,
+        validation=job.validation,
+        seed=job.seed,
+    )
+
+
 @cache
-def images(dataset: str, data: Path, train: bool, made: bool) -> Images:
+def _whole(dataset: str, data: Path, train: bool, made: bool) -> Images:
     return load(dataset, data / dataset, train, made)
 
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.choosing``: writes the figures of results/evidence into docs/choosing.md."""
+"""``python -m benchmarks.evidence.choosing``: fills docs/choosing.md from results/evidence."""
 
 import json
 import re
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..spread import standard_errors
 from . import accuracy, bounded, gradient_error, ramp, start_rate
 
-PAGE = Path(__file__).parents[1] / "docs/choosing.md"
+PAGE = Path(__file__).parents[2] / "docs/choosing.md"
 BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -40,12 +41,12 @@ def seeds(rows: Sequence[dict[str, Any]], task: str) -> str:
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> str:
-    """What the rule of `benchmarks.accuracy` says of a choice in proportion to the scores."""
+    """What the rule of `benchmarks.evidence.accuracy` says of a choice in proportion to the scores."""
     found = {}
     for task in dict.fromkeys(row["task"] for row in rows if row["part"] == "validation"):
         of = {r["method"]: r for r in rows if r["part"] == "validation" and r["task"] == task}
         found[task] = accuracy.difference(*(of[method] for method in accuracy.PROPORTIONAL))
-    errors = [accuracy.standard_errors(d) for d in found.values()]
+    errors = [standard_errors(d) for d in found.values()]
     mean = statistics.mean(statistics.mean(d) for d in found.values())
     borne_out = max(errors) > 2 and min(errors) > -2
     return (

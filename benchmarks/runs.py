@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import ausam_ext
 
-from .jobs import Job
+from .job import Job
 from .problems import problem
 from .training import Training
 

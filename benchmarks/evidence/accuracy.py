@@ -1,4 +1,4 @@
-"""``python -m benchmarks.accuracy``: accuracy of all methods on small tasks, paired over seeds.
+"""``python -m benchmarks.evidence.accuracy``: accuracy of all methods on small tasks, paired over seeds.
 
 It goes on where it was stopped.
 
@@ -20,7 +20,6 @@ import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,11 @@ from tqdm import tqdm
 import ausam_ext
 from ausam_ext.demo.data import Images
 
+from ..spread import spread, standard_errors
 from .tasks import TASKS, Task
 from .variants import VARIANTS, train
 
-RESULTS = Path(__file__).parent / "results/evidence/accuracy.json"
+RESULTS = Path(__file__).parents[1] / "results/evidence/accuracy.json"
 SETTING_SEEDS = range(100, 105)
 VALIDATION_SEEDS = range(100, 110)
 TEST_SEEDS = range(10)
@@ -126,16 +126,6 @@ def difference(row: Row, other: Row) -> list[float]:
     return [a - theirs[seed] for seed, a in zip(row["seeds"], row["accuracy"], strict=True) if seed in theirs]
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
-
-
-def standard_errors(values: Sequence[float]) -> float:
-    """How many the mean is away from 0."""
-    error = statistics.stdev(values) / sqrt(len(values))
-    return statistics.mean(values) / error if error else 0.0
-
-
 def test_table(rows: Sequence[Row], task: str) -> str:
     """Markdown: every method on the test images."""
     of = {row["method"]: row for row in rows if row["part"] == "test" and row["task"] == task}
@@ -190,7 +180,9 @@ def settings_table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence.accuracy", description=__doc__.splitlines()[0]
+    )
     p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is continued")
     p.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     p.add_argument("--tasks", nargs="+", choices=TASKS, default=NAMES)

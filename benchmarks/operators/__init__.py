@@ -1,0 +1,1 @@
+"""The operators, one call at a time, beside their reference and PyTorch."""

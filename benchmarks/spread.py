@@ -1,0 +1,17 @@
+"""What is said of a result over seeds."""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import mean, stdev
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation; of a single value only that."""
+    text = f"{mean(values):{sign}.2f}"
+    return f"{text} ± {stdev(values):.2f}" if len(values) > 1 else text
+
+
+def standard_errors(values: Sequence[float]) -> float:
+    """How many the mean is away from 0."""
+    error = stdev(values) / sqrt(len(values))
+    return mean(values) / error if error else 0.0
