@@ -10,10 +10,11 @@ if (Path(__file__).parents[1] / "csrc").is_dir():
 from . import ops
 from .adlp import ADLP
 from .backend import backends
+from .monitor import Monitor
 from .rate import RateController
 from .sam import SAM
 from .sampler import AUSAMBatchSampler
 from .vsam import VSAM
 
-__all__ = ["ADLP", "SAM", "VSAM", "AUSAMBatchSampler", "RateController", "backends", "ops"]
+__all__ = ["ADLP", "SAM", "VSAM", "AUSAMBatchSampler", "Monitor", "RateController", "backends", "ops"]
 __version__ = "0.1.0"

@@ -73,6 +73,8 @@ class SAM:
     Attributes:
         rho, groups, maximize: may be changed between steps.
         overflow: with a ``scaler``, whether a gradient of the last step overflowed in either pass; 0-d bool.
+        grad_norm: of the last step with a second pass, ``||g||`` over all that was perturbed, of the unscaled
+            gradient; 0-d, on the device, not synchronised. None before.
     """
 
     _method = "SAM"
@@ -98,6 +100,7 @@ class SAM:
         self.maximize = checks.flag("maximize", maximize)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.overflow: Tensor | None = None
+        self.grad_norm: Tensor | None = None
         self._gatherers = gatherers(self.model)
         drop_gathered(self._gatherers)
         self._params = list(self.model.parameters())
@@ -157,6 +160,7 @@ class SAM:
                 if state:
                     ops.restore_(copies, state)
                 norm = self._ascend(weights, grads, backups, places)
+                self.grad_norm = norm if self.scaler is None else norm * self._unscale(norm)
                 del grads  # frees them before the second pass
                 away.arrived()
                 kept = self._clear()
@@ -347,6 +351,12 @@ class SAM:
         for device in dict.fromkeys(t.device for t in parts):
             torch._foreach_add_([t for t in parts if t.device == device], mark.to(device))
         self.overflow = ~global_norm(grads).isfinite()
+
+    def _unscale(self, like: Tensor) -> Tensor:
+        """1 over the scaler's factor."""
+        assert self.scaler is not None
+        factor: Tensor = self.scaler.scale(torch.ones_like(like))
+        return factor.reciprocal()
 
     def _local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [local(t) for t in tensors] if self._sharded else list(tensors)

@@ -111,6 +111,11 @@ class AUSAMBatchSampler(PlannedBatchSampler):
         return self._described(self.adlp, settings)
 
     @property
+    def current_s_max(self) -> float:
+        """``s_max`` of this epoch, on its way from ``s_min``."""
+        return self._s_max(self.epoch)
+
+    @property
     def _device(self) -> torch.device:
         return self.adlp.device
 
@@ -217,9 +222,11 @@ class AUSAMBatchSampler(PlannedBatchSampler):
         k = number_kept(n, self.alpha)
         if epoch < self.full_epochs or k == n:
             return None
+        return Race(k, self.s_min, self._s_max(epoch), self._noise(epoch, first, rows)[:, :n])
+
+    def _s_max(self, epoch: int) -> float:
         ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
-        s_max = self.s_min + ramp * (self.s_max - self.s_min)
-        return Race(k, self.s_min, s_max, self._noise(epoch, first, rows)[:, :n])
+        return self.s_min + ramp * (self.s_max - self.s_min)
 
     def _noise(self, epoch: int, first: int, rows: int) -> Tensor:
         """Exp(1), ``[rows, batch_size]``, for the batches from ``first`` on; drawn alike for all devices."""

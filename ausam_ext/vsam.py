@@ -56,6 +56,8 @@ class VSAM(ReusingSAM):
 
     Attributes:
         sampled: whether the last iteration took the second pass; None before the first.
+        norms: ``||PSF||`` and ``||g_SGD||`` of the last sampled iteration, over ``norm_params`` parameters,
+            unscaled; 0-d, on the device, not synchronised. None before.
     """
 
     _method = "VSAM"
@@ -113,7 +115,7 @@ class VSAM(ReusingSAM):
         # gamma^(i - i*), or 0 for a PSF that is not finite; on the device, where a captured graph finds it.
         # Always float32: a checkpoint that is loaded in place keeps the dtype of where it goes.
         self._decay = torch.zeros((), dtype=torch.float32, device="cpu")
-        self._norms: tuple[Tensor, Tensor] | None = None  # ||PSF||, ||g_SGD|| of the last sample
+        self.norms: tuple[Tensor, Tensor] | None = None
         # ||g_SGD|| of the last sample over all that have a PSF, unscaled; 0 if it is not known.
         self._limit = torch.zeros((), dtype=torch.float64, device="cpu")
         self._generator = torch.Generator("cpu").manual_seed(checks.integer("seed", seed, 0))
@@ -141,8 +143,8 @@ class VSAM(ReusingSAM):
         }
 
     def _counted(self) -> None:
-        if self.sampled and self._norms is not None:
-            self._controller.observe(*self._norms)
+        if self.sampled and self.norms is not None:
+            self._controller.observe(*self.norms)
         self._age = 0 if self.sampled else self._age + 1
         if self._iteration >= self.warmup_steps:
             self._step += 1
@@ -170,12 +172,12 @@ class VSAM(ReusingSAM):
                 if self.bounded:
                     limit = limit.hypot(others[1])
         if self.scaler is not None:
-            unscale = self.scaler.scale(torch.ones_like(psf_norm)).reciprocal()
+            unscale = self._unscale(psf_norm)
             psf_norm, sgd_norm, limit = psf_norm * unscale, sgd_norm * unscale, limit * unscale
             for device in dict.fromkeys(t.device for t in old):
                 torch._foreach_mul_([t for t in old if t.device == device], unscale.to(device))
         self._decay = whole.isfinite().float()
-        self._norms = psf_norm, sgd_norm
+        self.norms = psf_norm, sgd_norm
         if self.bounded:
             self._limit = limit.double()
 

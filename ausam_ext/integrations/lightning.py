@@ -13,6 +13,7 @@ from torch.optim import LBFGS
 from .. import guards
 from ..importance import HandedOut
 from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
+from ..monitor import Monitor
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
 from ..schedule import ScheduledSAM
@@ -43,7 +44,8 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
     Before the optimizer steps, ``training_step`` runs on the same batches once more, at ``w + epsilon``: on
     all that were accumulated, which are kept until then. What it logs there is dropped. The gradient is
     clipped once, after both passes. Checkpoints hold the state of vSAM and AUSAM's table;
-    ``batches.indexed(loader)`` adds how far the epoch is.
+    ``batches.indexed(loader)`` adds how far the epoch is. If the trainer has a logger, it gets what
+    :class:`ausam_ext.Monitor` sees as ``sam/sharpness`` and so on, every ``log_every_n_steps`` steps.
 
     Args:
         make: makes the ``SAM`` or ``VSAM`` of the ``LightningModule``, when it is on its device.
@@ -64,6 +66,9 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         # What this step's gradient is of, and as which batch AUSAM knows it, for its weights.
         self._accumulated: list[tuple[Any, int, HandedOut | None]] = []
         self._first: list[tuple[Tensor, Tensor]] = []  # and the records of its first pass
+        self._losses: list[Tensor] = []  # of this step's first pass, and then of its second
+        self._monitor: Monitor | None = None
+        self._logged = 0  # the step
 
     def record(self, index: Tensor, loss: Tensor) -> None:
         """Call it in ``training_step``: notes per-sample losses for AUSAM's table.
@@ -108,6 +113,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self.sam = self.make(pl_module)
         if not isinstance(self.sam, SAM):
             raise TypeError(f"make: expected it to return a SAM or VSAM, got {self.sam!r}")
+        self._monitor, self._logged = Monitor(self.sam, self.batches), 0
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             self.sam._averaged_by([trainer.strategy.model])  # make() saw only what this wraps
         if self.batches is not None:
@@ -127,7 +133,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """A step begins: what was accumulated before and not stepped has no part in it."""
-        self._accumulated, self._first = [], []
+        self._accumulated, self._first, self._losses = [], [], []
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for p in pl_module.parameters():
             if id(p) not in trained:
@@ -138,11 +144,12 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         if self._input is not None:  # the first pass
             self._accumulated.append((*self._input, self.batches._handed if self.batches else None))
             self._first += self._records
+            self._losses.append(loss.detach())
             self._input = None
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        assert self.sam is not None
-        inputs, first = self._accumulated, self._first
+        assert self.sam is not None and self._monitor is not None
+        inputs, first, losses = self._accumulated, self._first, self._losses
         self._forget()
         if not inputs:
             # training_step gave no loss, or the epoch only collects statistics for averaged weights, at whose
@@ -156,6 +163,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
             )
         if isinstance(self.sam, ScheduledSAM) and not self.sam.decide():
             self.sam.reuse_()
+            self._monitor.update(torch.stack(losses).sum())
             return
         with self.sam.perturbed(), torch.enable_grad(), _without_logs(pl_module):
             for i, (batch, batch_idx, handed) in enumerate(inputs):
@@ -165,13 +173,16 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                 with nullcontext() if last else _no_sync(trainer.strategy):
                     self._second_pass(trainer, pl_module, optimizer, batch, batch_idx)
         second, self._records = self._records, []
+        perturbed, self._losses = self._losses, []
+        if perturbed:
+            self._monitor.update(torch.stack(losses).sum(), torch.stack(perturbed).sum())
         if self.batches is not None:
             index, loss = (torch.cat(parts) for parts in zip(*first, strict=True))
             _, loss_perturbed = (torch.cat(parts) for parts in zip(*second, strict=True))
             self.batches.adlp.update(index, loss, loss_perturbed)
 
     def _forget(self) -> None:
-        self._input, self._records, self._accumulated, self._first = None, [], [], []
+        self._input, self._records, self._accumulated, self._first, self._losses = None, [], [], [], []
 
     def _second_pass(self, trainer: Any, pl_module: Any, optimizer: Any, batch: Any, batch_idx: int) -> None:
         arguments = [batch]
@@ -180,7 +191,18 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         output = trainer.strategy.training_step(*arguments)
         loss = output["loss"] if isinstance(output, dict) else output
         if loss is not None:  # None: Lightning leaves the batch out, as it did in the first pass
-            trainer.strategy.backward(loss / trainer.accumulate_grad_batches, optimizer)
+            loss = loss / trainer.accumulate_grad_batches
+            self._losses.append(loss.detach())
+            trainer.strategy.backward(loss, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if trainer.loggers and step != self._logged and step % trainer.log_every_n_steps == 0:
+            assert self._monitor is not None
+            self._logged = step
+            pl_module.log_dict({f"sam/{name}": value for name, value in self._monitor.compute().items()})
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.batches is not None and trainer.world_size > 1:

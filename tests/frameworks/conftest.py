@@ -24,19 +24,19 @@ def _one_thread(threads):
 
 @pytest.fixture
 def code():
-    """An example of the document, by its name, after its data."""
+    """Examples of the document, by their names, after its data."""
     blocks = dict(re.findall(r"```python (\w+)\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL))
-    return lambda name: blocks["data"] + blocks[name]
+    return lambda *names: "".join(blocks[name] for name in ("data", *names))
 
 
 @pytest.fixture
 def example(monkeypatch, tmp_path, code):
-    """Runs an example and returns its variables."""
+    """Runs examples and returns their variables."""
     monkeypatch.chdir(tmp_path)
 
-    def run(name):
+    def run(*names):
         namespace = {"__name__": "frameworks"}
-        exec(compile(code(name), f"{DOCUMENT.name}: {name}", "exec"), namespace)
+        exec(compile(code(*names), f"{DOCUMENT.name}: {names[-1]}", "exec"), namespace)
         return namespace
 
     return run

@@ -1,4 +1,6 @@
-"""The Hugging Face Trainer: the documented recipe against a loop by hand, and what would not be SAM."""
+"""The Hugging Face Trainer: `SAMTrainer` against a loop by hand, and what would not be SAM."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from ausam_ext import SAM, VSAM
 from ausam_ext.integrations import SAMOptimizer
+from ausam_ext.integrations.transformers import SAMTrainer
 
 ROWS, STEP, LR = 64, 16, 0.1
 
@@ -105,27 +108,20 @@ def assert_untrained(model):
         assert same_bits(p, q)
 
 
-@pytest.fixture
-def recipe(code):
-    """The class of the documented example, without what it trains there."""
-    namespace = {}
-    exec(code("trainer").partition("\nclass Digits")[0], namespace)
-    return namespace["SAMTrainer"]
-
-
-def test_the_documented_example(example, accuracy):
+def test_the_documented_examples(example, accuracy):
     space = example("trainer")
     assert accuracy(space["trainer"].model.net, space["train_set"]) > 0.9
     assert space["trainer"].sam.controller.state_dict()["count"] > 60  # and its own rate after the warm-up
+    space = example("trainer", "trainer_ausam")
+    assert accuracy(space["trainer"].model.net, space["train_set"]) > 0.9
+    n = len(space["train_set"])
+    assert space["batches"].adlp.count.sum() == n + 4 * (n // 16 * 8 + 2)  # the last batch has five
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("accumulate", "clip"), [(1, 0.0), (4, 0.0), (4, 0.05)])
-def test_micro_batches_make_the_step_of_the_large_batch(tmp_path, recipe, method, accumulate, clip):
-    class Recipe(recipe):
-        make = staticmethod(METHODS[method])
-
-    model = train(Recipe, tmp_path, accumulate, clip)
+def test_micro_batches_make_the_step_of_the_large_batch(tmp_path, method, accumulate, clip):
+    model = train(partial(SAMTrainer, make=METHODS[method]), tmp_path, accumulate, clip)
     assert_close(model, by_hand(METHODS[method], clip))
     with pytest.raises(AssertionError):
         assert_close(model, by_hand(lambda m: SAM(m, 0.0), clip))
