@@ -4,10 +4,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
+# Of torch, which a wheel finds where it is installed.
+EXCLUDED := --exclude libc10.so --exclude libtorch_cpu.so --exclude libtorch.so
 SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate evidence papers lint format clean
+.PHONY: docs wheel sdist wheels demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate evidence papers lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -39,7 +41,7 @@ gpu:
 test-frameworks: .venv-frameworks/ready
 	.venv-frameworks/bin/pytest tests/frameworks
 
-# Every figure of benchmarks/results, and what is drawn from them: the README's table and bench-results/.
+# Every figure of benchmarks/results, and what is drawn from them: docs/benchmarks.md and bench-results/.
 bench: .venv/with-test .venv/installed
 	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks
 	$(BIN)/python -m benchmarks.steps
@@ -62,6 +64,24 @@ papers: .venv/with-test .venv/installed
 	for table in ausam-1 ausam-2 ausam-3 ausam-4 ausam-5 ausam-6 vsam-1 vsam-2 vsam-3 vsam-4 vsam-5; do \
 	  $(BIN)/python -m benchmarks.papers run $$table --made --seeds 1 --data build/made --out build/papers || exit 1; \
 	done
+
+# The documentation site, in build/docs; a warning is an error.
+docs: .venv/with-docs .venv/installed
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+
+# A wheel for this Python in dist/, which needs torch and brings nothing of it.
+wheel: .venv/with-wheel .venv/installed
+	rm -rf build/wheel && $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair $(EXCLUDED) -w dist build/wheel/*.whl
+	$(BIN)/twine check --strict dist/*.whl
+
+sdist: .venv/with-wheel
+	$(BIN)/python -m build --sdist
+	$(BIN)/twine check --strict dist/*.tar.gz
+
+# Wheels of every Python for this platform, in wheelhouse/: on Linux in containers.
+wheels: .venv/with-wheel
+	$(BIN)/cibuildwheel --output-dir wheelhouse
 
 # Whether a compiled kernel lost a quarter of its lead over the reference: half a minute.
 bench-gate: .venv/with-test .venv/installed

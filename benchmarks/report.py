@@ -1,7 +1,7 @@
 """`python -m benchmarks.report`: what benchmarks/results holds, for readers.
 
-Writes report.html (one file with everything in it), report.md and its pictures into a folder, and brings the
-README's tables up to date.
+Writes report.html (one file with everything in it), report.md and its pictures into a folder, and brings
+docs/benchmarks.md up to date.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from .harness import RESULTS
 from .plots import PICTURES
 from .tables import TITLES, description, html_table, losses, machines, markdown, summary, table
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/benchmarks.md"
 BLOCK = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- end of benchmarks -->)", re.DOTALL)
 READING = (
     "Columns take turns in one process; medians over the rounds, with quartiles in brackets. 'x / this': how "
@@ -31,8 +31,8 @@ STYLE = (
 )
 
 
-def readme_block(folder: Path = RESULTS) -> str:
-    """What stands between the README's markers."""
+def block(folder: Path = RESULTS) -> str:
+    """What stands between the page's markers."""
     parts = [summary(suites) for suites in machines(folder).values()]
     return "\n" + "\n".join(parts) + "\n" if parts else ""
 
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     output = parser.parse_args(arguments).output
     write(output)
-    readme = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda m: m[1] + readme_block() + m[2], readme), encoding="utf-8")
-    print(f"{output / 'report.html'}, {output / 'report.md'} and the README's tables are written.")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(BLOCK.sub(lambda m: m[1] + block() + m[2], page), encoding="utf-8")
+    print(f"{output / 'report.html'}, {output / 'report.md'} and {PAGE.name} are written.")
 
 
 if __name__ == "__main__":

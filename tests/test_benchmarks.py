@@ -188,14 +188,14 @@ def test_the_gate_ends_with_an_error_that_names_what_lost(monkeypatch, tmp_path,
 
 
 def test_readme_shows_the_figures_of_benchmarks_results():
-    shown = report.BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert shown[0] == shown[1] + report.readme_block() + shown[2], "run python -m benchmarks.report"
+    shown = report.BLOCK.search(report.PAGE.read_text(encoding="utf-8"))
+    assert shown[0] == shown[1] + report.block() + shown[2], "run python -m benchmarks.report"
 
 
 def test_readme_block_has_the_rows_with_a_target_and_a_line_for_each_that_misses_it(tmp_path):
     met, missed = made(ratio=2.5, target=2.0), made(ratio=1.5, target=2.0, note="Memory is full.")
     harness.save([made("memory"), met, missed, made(ratio=7.0)], folder=tmp_path)
-    block = report.readme_block(tmp_path)
+    block = report.block(tmp_path)
     assert "2.50 (2.50 to 2.50)" in block and "7.00" not in block
     assert list(tables.machines(tmp_path)["cpu"]) == ["operators", "memory"]
     assert re.findall("^- .*$", block, re.MULTILINE) == [
