@@ -150,7 +150,7 @@ def html_table(cells: Cells) -> str:
 
 
 def summary(suites: Suites) -> str:
-    """What docs/benchmarks.md says of a machine: the rows that have a target, and what is lost, in Markdown."""
+    """What docs/benchmarks.md says of a machine: rows that have a target, and what is lost."""
     parts = []
     for name, suite in suites.items():
         aimed = [row for row in suite["rows"] if row["target"]]
