@@ -32,9 +32,12 @@ class Task:
     """What a method is made for.
 
     Attributes:
-        losses: of logits and labels, ``[n]``: what is trained on.
+        losses: of logits and labels, ``[n]``: what is trained on; for a method that does not look at each
+            sample's, their mean will do.
         size, classes: of the training set.
         settings: arguments that the method gets, in place of its defaults here.
+        batches: what a method that does not choose trains on, if not whole batches of AUSAM's sampler: what
+            gives a loader its batches, with ``set_epoch`` and ``indexed``.
     """
 
     model: nn.Module
@@ -48,6 +51,7 @@ class Task:
     rho: float
     device: torch.device
     settings: dict[str, Any] = field(default_factory=dict)
+    batches: Any = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -63,12 +67,14 @@ class Method:
     sam: Any = None
 
     def __init__(self, task: Task, **choice: Any) -> None:
-        self.task = task
-        self.adlp = ADLP(task.size, task.device)
-        self.batches: Any = AUSAMBatchSampler(
-            self.adlp, task.batch_size, seed=task.seed, **{"alpha": 1.0, **choice}
-        )
-        self.parts: dict[str, Any] = {"batches": self.batches, "adlp": self.adlp}
+        self.task, self.batches = task, task.batches
+        self.parts: dict[str, Any] = {}
+        if self.batches is None:
+            self.adlp = ADLP(task.size, task.device)
+            self.batches = AUSAMBatchSampler(
+                self.adlp, task.batch_size, seed=task.seed, **{"alpha": 1.0, **choice}
+            )
+            self.parts |= {"batches": self.batches, "adlp": self.adlp}
 
     def begin(self, epoch: int) -> None:
         self.batches.set_epoch(epoch)
@@ -90,7 +96,8 @@ class Method:
 
     def differentiate(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         losses = self.task.losses(self.task.model(x), y)
-        (losses if weights is None else losses * weights).mean().backward()
+        total = losses if weights is None else losses * weights
+        (total.mean() if total.dim() else total).backward()
         return losses.detach()
 
 
@@ -111,17 +118,18 @@ class TwoPasses(Method):
     def step(self, index: Tensor, x: Any, y: Any) -> Tensor:
         weights = self.batches.weights(index).to(self.task.device) if self.weighted else None
 
-        def closure() -> Tensor:
-            self.task.optimizer.zero_grad()
-            return self.differentiate(x, y, weights)
-
-        loss, loss_perturbed = self.sam.backward(closure)
+        # Gradients are clear here, and SAM clears those of the first pass.
+        loss, loss_perturbed = self.sam.backward(partial(self.differentiate, x, y, weights))
         if loss_perturbed is not None:
-            if self.score == "loss":
-                self.adlp.update(index, loss, loss_perturbed)
-            elif self.score == "probability":
-                self.adlp.update(index, torch.exp(-loss), torch.exp(-loss_perturbed))
+            self.record(index, loss, loss_perturbed)
         return loss
+
+    def record(self, index: Tensor, loss: Tensor, loss_perturbed: Tensor) -> None:
+        """The losses of both passes, for the choice."""
+        if self.score == "loss":
+            self.adlp.update(index, loss, loss_perturbed)
+        elif self.score == "probability":
+            self.adlp.update(index, torch.exp(-loss), torch.exp(-loss_perturbed))
 
 
 class Choosing(Method):
