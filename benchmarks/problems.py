@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .data import Images, augment, digits, load, mpii, normalise, subset
+from .data import Images, InMemory, augment, digits, load, mpii, normalise, subset
 from .job import Job
 from .networks import ANY_SIZE, NETWORKS
 from .pose.backbones import HRNetW32, small_backbone
@@ -39,26 +39,6 @@ class Problem(Protocol):
     def score(self, model: nn.Module) -> float:
         """Of test data, in percent; the model is in evaluation mode."""
         ...
-
-
-Batch = tuple[Tensor, Tensor]
-
-
-class InMemory(Dataset[Batch]):
-    """Images on the device already, as bytes or as floats: a batch is one indexing operation."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.x[index], self.y[index]
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        rows = torch.tensor(indices, device=self.x.device)
-        return self.x[rows], self.y[rows]
 
 
 class Classification:
@@ -92,8 +72,10 @@ class Classification:
     def losses(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, reduction="none", label_smoothing=self.job.smoothing)
 
-    def batch(self, loaded: Batch, generator: torch.Generator) -> Batch:
-        x, y = loaded
+    def batch(
+        self, loaded: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        x, y, _ = loaded
         if self.job.augmentation is None:
             return x, y
         return augment(x, self.train.mean, self.train.std, generator, **self.job.augmentation), y

@@ -5,7 +5,8 @@ from pathlib import Path
 from . import cifar, digits, idx, tiny_imagenet
 from .augment import augment, normalise
 from .images import Images
-from .made import Encoded, InMemory, generate
+from .in_memory import InMemory
+from .made import Encoded, in_memory
 from .made_files import write
 from .splits import subset, validation_split
 
@@ -16,7 +17,7 @@ __all__ = [
     "InMemory",
     "augment",
     "digits",
-    "generate",
+    "in_memory",
     "load",
     "normalise",
     "subset",

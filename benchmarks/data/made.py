@@ -1,7 +1,6 @@
 """Images like CIFAR's, generated: in memory, or encoded, so that loading them is work."""
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, and which samples they are
+from .in_memory import InMemory
 
 
 def smooth(samples: int, channels: int, size: int, generator: torch.Generator) -> Tensor:
@@ -27,24 +26,10 @@ def generate(samples: int) -> tuple[Tensor, Tensor]:
     return images.clamp(0, 255).byte(), torch.randint(10, (samples,), generator=generator)
 
 
-class InMemory(Dataset[Batch]):
-    """Images and labels on the device already: a batch is one indexing operation, nothing to collate."""
-
-    def __init__(self, samples: int, device: str) -> None:
-        x, y = generate(samples)
-        self.x, self.y = (x.to(device).float() / 255 - 0.5) / 0.25, y.to(device)
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.x[index], self.y[index], torch.tensor(index)
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        rows = torch.tensor(indices)
-        if self.x.is_cuda:
-            rows = rows.pin_memory().to(self.x.device, non_blocking=True)
-        return self.x[rows], self.y[rows], rows
+def in_memory(samples: int, device: str) -> InMemory:
+    """Those of :func:`generate`, normalised."""
+    x, y = generate(samples)
+    return InMemory((x.to(device).float() / 255 - 0.5) / 0.25, y.to(device))
 
 
 class Encoded(Dataset[tuple[Tensor, Tensor, int]]):

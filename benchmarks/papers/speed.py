@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from ..data import in_memory
 from ..harness import compare
 from ..methods import METHODS
 from ..networks import NETWORKS
-from ..steps.passes import CLASSES, Epoch, steady
+from ..steps.epochs import CLASSES, STEPS, Epoch, steady
 from . import show
 from .jobs import SMALL
 from .published import Row, rows
@@ -29,7 +30,8 @@ def measure(
     """A line for each method: median and quartiles of SAM's time over the method's, and its limit."""
     made: Callable[[], nn.Module] = partial(NETWORKS[network], CLASSES, **(SMALL[network] if small else {}))
     names = list(dict.fromkeys(["SAM", *methods]))
-    epochs = {name: Epoch(steady(name), made, batch_size, device) for name in names}
+    data = in_memory(STEPS * batch_size, device)
+    epochs = {name: Epoch(steady(name), made, data, batch_size, device) for name in names}
     seconds = compare(epochs, rounds=rounds, device=device)
     step = {n: [s / k for s, k in zip(seconds[n], epochs[n].steps[-rounds:], strict=True)] for n in names}
     # InfoBatch trains on fewer batches in an epoch: what counts is the time for all samples.

@@ -14,8 +14,9 @@ import torch
 
 from ..harness import Row, save
 from ..networks import PAPERS, resnet18, small_cnn
-from . import family
-from .measure import ALL, measure, methods
+from .family import FAMILY
+from .measure import measure
+from .variants import ALL, columns
 
 
 def settings(device: str, brief: bool = False) -> list[Callable[..., list[Row]]]:
@@ -23,25 +24,23 @@ def settings(device: str, brief: bool = False) -> list[Callable[..., list[Row]]]
 
     ``brief``: fewer methods and rounds.
     """
-    few = methods([0.5], [0.3])
+    few = columns([0.5], [0.3])
     if device == "cpu":
-        cnn = partial(measure, "small CNN", small_cnn, ALL, batch_size=64)
-        narrow = partial(measure, "ResNet-18, 1/8 width", partial(resnet18, width=8), few, batch_size=32)
-        others = [
-            partial(family.measure, "small CNN", small_cnn, batch_size=64),
-            partial(family.measure, "ResNet-18, 1/8 width", partial(resnet18, width=8), batch_size=32),
-        ]
+        cnn = partial(measure, name="small CNN", network=small_cnn, batch_size=64)
+        narrow = partial(
+            measure, name="ResNet-18, 1/8 width", network=partial(resnet18, width=8), batch_size=32
+        )
         return [
             *(
-                partial(one, encoded=encoded, rounds=3, instances=4)
+                partial(one, "steps", columns=chosen, encoded=encoded, rounds=3, instances=4)
                 for encoded in (False, True)
-                for one in (cnn, narrow)
+                for one, chosen in ((cnn, ALL), (narrow, few))
             ),
-            *(partial(one, rounds=4, instances=6) for one in others),
+            *(partial(one, "family", columns=FAMILY, rounds=4, instances=6) for one in (cnn, narrow)),
         ]
-    graphs = methods([0.5], [0.3], captured=True)
+    graphs = columns([0.5], [0.3], captured=True)
     return [
-        partial(measure, name, network, chosen, encoded=encoded, rounds=3 if brief else 6)
+        partial(measure, "steps", name, network, chosen, encoded=encoded, rounds=3 if brief else 6)
         for encoded in (False, True)
         for name, network in {"small CNN": small_cnn, **PAPERS}.items()
         for chosen in (few if brief else ALL, graphs)

@@ -12,13 +12,16 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from ..data import InMemory
+from ..data import in_memory
 from ..harness import Row, save
 from ..networks import PAPERS, mlp, resnet18, small_cnn
-from .measure import BATCH_SIZE, STEPS, Epoch, Method
+from .epochs import STEPS, Epoch
+from .measure import BATCH_SIZE
+from .variants import columns
 
+COLUMNS = columns([0.5], [0.3])
 # How many copies of the parameters each may hold above SGD.
-COPIES = {Method(): 1, Method(alpha=0.5): 1, Method(0.3): 2, Method(0.3, alpha=0.5): 2}
+COPIES = {"SAM": 1, "AUSAM-0.5": 1, "vSAM-0.3": 2, "AUSAM-0.5 + vSAM-0.3": 2}
 SCALARS = 1024  # bytes, for norms and the like
 
 
@@ -40,12 +43,16 @@ def peak(run: Callable[[], object], device: str = "cpu") -> int:
     return most
 
 
-def peak_of(method: Method, network: Callable[[], nn.Module], batch_size: int, device: str = "cpu") -> int:
+def peak_of(what: str, network: Callable[[], nn.Module], batch_size: int, device: str = "cpu") -> int:
     """Of an epoch, its model, optimizer and batches, but without the training set."""
-    data = InMemory(STEPS * batch_size, device)
+    data = in_memory(STEPS * batch_size, device)
+
+    def train() -> None:
+        Epoch(COLUMNS[what].make, network, data, batch_size, device)()
+
     if device == "cuda":
-        Epoch(method, network, data, device, batch_size)()  # cuBLAS keeps what its first call takes
-    return peak(lambda: Epoch(method, network, data, device, batch_size)(), device)
+        train()  # cuBLAS keeps what its first call takes
+    return peak(train, device)
 
 
 def bytes_of(network: Callable[[], nn.Module]) -> tuple[int, int]:
@@ -55,23 +62,23 @@ def bytes_of(network: Callable[[], nn.Module]) -> tuple[int, int]:
     return tuple(sum(t.nbytes for t in tensors) for tensors in (model.parameters(), model.buffers()))
 
 
-def limit(method: Method, network: Callable[[], nn.Module], batch_size: int) -> int:
+def limit(what: str, network: Callable[[], nn.Module], batch_size: int) -> int:
     """Bytes that a method may hold above SGD."""
     parameters, statistics = bytes_of(network)
-    table = 8 * STEPS * batch_size if method.alpha else 0
-    return COPIES[method] * parameters + statistics + table + SCALARS
+    table = 8 * STEPS * batch_size if what.startswith("AUSAM") else 0
+    return COPIES[what] * parameters + statistics + table + SCALARS
 
 
 def measure(
     name: str, network: Callable[[], nn.Module], device: str, batch_size: int = BATCH_SIZE
 ) -> list[Row]:
-    sgd = peak_of(Method(0.0), network, batch_size, device)
+    sgd = peak_of("SGD", network, batch_size, device)
     rows = []
-    for method in COPIES:
-        extra = peak_of(method, network, batch_size, device) - sgd
+    for what in COPIES:
+        extra = peak_of(what, network, batch_size, device) - sgd
         row: Row = {
             "suite": "memory",
-            "what": f"{method.name}, above SGD",
+            "what": f"{what}, above SGD",
             "size": f"{name}, {batch_size} images",
             "columns": {},
             "ratios": {},
@@ -82,8 +89,8 @@ def measure(
             "copies_of_the_parameters": round(extra / bytes_of(network)[0], 4),
             "SGD": sgd,
         }
-        if not method.alpha:  # AUSAM's fewer activations would hide what it holds
-            ratio = limit(method, network, batch_size) / extra
+        if not what.startswith("AUSAM"):  # AUSAM's fewer activations would hide what it holds
+            ratio = limit(what, network, batch_size) / extra
             row |= {"ratios": {"limit": {"median": ratio}}, "against": "limit", "target": 1.0}
         rows.append(row)
     return rows
