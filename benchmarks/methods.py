@@ -116,7 +116,7 @@ class TwoPasses(Method):
         self.parts["sam"] = sam
 
     def step(self, index: Tensor, x: Any, y: Any) -> Tensor:
-        weights = self.batches.weights(index).to(self.task.device) if self.weighted else None
+        weights = self.weights(index)
 
         # Gradients are clear here, and SAM clears those of the first pass.
         loss, loss_perturbed = self.sam.backward(partial(self.differentiate, x, y, weights))
@@ -130,6 +130,10 @@ class TwoPasses(Method):
             self.adlp.update(index, loss, loss_perturbed)
         elif self.score == "probability":
             self.adlp.update(index, torch.exp(-loss), torch.exp(-loss_perturbed))
+
+    def weights(self, index: Tensor) -> Tensor | None:
+        """Of the samples' losses."""
+        return self.batches.weights(index).to(self.task.device) if self.weighted else None
 
 
 class Choosing(Method):
@@ -225,7 +229,7 @@ def _vsam(task: Task, **options: Any) -> Method:
 
 
 def _ausam(task: Task, **options: Any) -> Method:
-    """With settings of vSAM among the rest, both methods."""
+    """With settings of vSAM among the rest, both methods; vSAM's ``alpha`` is ``vsam_alpha`` here."""
     settings = {**options, **task.settings}
     choice = {name: settings.pop(name) for name in _SAMPLER if name in settings}
     even = choice.get("s_min") == choice.get("s_max", 1.0)  # every half is as likely
@@ -233,6 +237,8 @@ def _ausam(task: Task, **options: Any) -> Method:
     sam: SAM = SAM(task.model, task.rho)
     if settings:
         warmup = settings.pop("sam_epochs", 3) * task.steps_per_epoch
+        if "vsam_alpha" in settings:
+            settings["alpha"] = settings.pop("vsam_alpha")
         sam = VSAM(task.model, task.rho, warmup_steps=warmup, seed=task.seed, **settings)
     return TwoPasses(task, sam, score, weighted, **choice)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .data import Images, InMemory, augment, digits, load, mpii, normalise, subset
+from .data import Images, InMemory, augment, digits, folder_of, load, mpii, normalise, subset
 from .job import Job
 from .networks import ANY_SIZE, NETWORKS
 from .pose.backbones import HRNetW32, small_backbone
@@ -106,7 +106,7 @@ def _images(job: Job, data: Path) -> tuple[Images, Images]:
 
 @cache
 def _whole(dataset: str, data: Path, train: bool, made: bool) -> Images:
-    return load(dataset, data / dataset, train, made)
+    return load(dataset, folder_of(dataset, data), train, made)
 
 
 Person = tuple[Tensor, Tensor, Tensor]  # image, joints, which of them are visible

@@ -74,7 +74,7 @@ def _train(
             epoch = training.epoch
         over = end is not None and time.monotonic() > end
         if over or time.monotonic() - saved > save_every:
-            _write(checkpoint, lambda path: torch.save(training.state(), path))
+            write_whole(checkpoint, lambda path: torch.save(training.state(), path))
             saved = time.monotonic()
         if over:
             return False
@@ -88,9 +88,9 @@ def _train(
         "ausam_ext": ausam_ext.__version__,
     }
     if job.starts_from is None and job.method == "SGD":  # others may start from it
-        _write(_weights(job.key, out), lambda path: torch.save(training.model.state_dict(), path))
+        write_whole(_weights(job.key, out), lambda path: torch.save(training.model.state_dict(), path))
     text = json.dumps(record, indent=1) + "\n"
-    _write(out / f"{job.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(out / f"{job.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
     checkpoint.unlink(missing_ok=True)
     return True
 
@@ -99,7 +99,8 @@ def _weights(key: str, out: Path) -> Path:
     return out / f"{key}.weights"
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """A file that is whole, or as it was before."""
     part = path.with_suffix(".part")
     write(part)
     os.replace(part, path)

@@ -1,7 +1,7 @@
 """One training loop for every method, which can be stopped and goes on at any step, bit for bit."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .job import Job
-from .methods import METHODS, Task, epoch
+from .methods import METHODS, Method, Task, epoch
 from .problems import Problem
 from .quantization import jacob, lsq
 
@@ -70,10 +70,16 @@ class Training:
 
     Args:
         weights: the state of a network of the same kind, to begin with; of full precision.
+        methods: what the job's method is one of.
     """
 
     def __init__(
-        self, job: Job, problem: Problem, device: torch.device, weights: dict[str, Tensor] | None = None
+        self,
+        job: Job,
+        problem: Problem,
+        device: torch.device,
+        weights: dict[str, Tensor] | None = None,
+        methods: Mapping[str, Callable[[Task], Method]] = METHODS,
     ) -> None:
         torch.manual_seed(job.seed)
         self.job, self.problem, self.device = job, problem, device
@@ -97,7 +103,7 @@ class Training:
             device,
             job.settings,
         )
-        self.method = METHODS[job.method](task)
+        self.method = methods[job.method](task)
         collate: Any = None if problem.workers or not hasattr(problem.dataset, "__getitems__") else _as_it_is
         self.loader = DataLoader(
             problem.dataset,

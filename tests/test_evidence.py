@@ -1,10 +1,9 @@
 """The evidence on choosing a method: what is drawn, counted and decided; the page shows what was measured."""
 
-import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +15,20 @@ sys.path.append(str(ROOT))  # last: the package is the installed one
 
 pytest.importorskip("sklearn")
 
-from benchmarks.evidence import accuracy, bounded, choosing, gradient_error, ramp, start_rate, tasks, variants  # noqa: E402
+from benchmarks.evidence import (  # noqa: E402
+    accuracy,
+    bounded,
+    choosing,
+    gradient_error,
+    proportional,
+    ramp,
+    rows,
+    start_rate,
+    tasks,
+)
+from benchmarks.spread import standard_errors  # noqa: E402
 
-ROWS = json.loads(accuracy.RESULTS.read_text(encoding="utf-8"))["rows"]
+ROWS = rows.read(accuracy.RESULTS)
 
 
 def test_the_page_shows_the_committed_figures():
@@ -29,11 +39,13 @@ def test_the_page_shows_the_committed_figures():
 
 @pytest.mark.parametrize("task", accuracy.NAMES)
 def test_every_method_was_tested_with_the_same_seeds_and_settings(task):
-    rows = [row for row in ROWS if row["part"] == "test" and row["task"] == task]
-    assert [row["method"] for row in rows] == list(variants.VARIANTS)
+    tested = [row for row in ROWS if row["part"] == "test" and row["task"] == task]
+    assert [row["method"] for row in tested] == list(tasks.COMPARED)
     chosen = accuracy.chosen(ROWS, task)
-    for row in rows:
-        assert row["seeds"] == list(accuracy.TEST_SEEDS) and len(row["accuracy"]) == len(row["seeds"]) >= 10
+    for row in tested:
+        assert (
+            row["seeds"] == list(accuracy.SEEDS["test"]) and len(row["accuracy"]) == len(row["seeds"]) >= 10
+        )
         assert (row["epochs"], row["learning_rate"], row["rho"]) == (
             chosen.epochs,
             chosen.learning_rate,
@@ -45,7 +57,7 @@ def test_what_the_page_says_in_words():
     of = {(row["task"], row["method"]): row for row in ROWS if row["part"] == "test"}
 
     def above(task, method, other):
-        return accuracy.standard_errors(accuracy.difference(of[task, method], of[task, other]))
+        return standard_errors(rows.difference(of[task, method], of[task, other]))
 
     def share(task, method):
         return sum(of[task, method]["samples"]) / sum(of[task, "SAM"]["samples"])
@@ -64,18 +76,12 @@ def test_what_the_page_says_in_words():
         assert round(share(task, "vSAM, rate 0.34"), 1) == 0.7
         assert round(share(task, "AUSAM, probability + vSAM, rate 0.34"), 1) == 0.4
         assert share(task, "SGD") == 0.5
-        assert (
-            accuracy.standard_errors(
-                accuracy.difference(of[task, "AUSAM, weighted"], of[task, "Random half"])
-            )
-            < 2
-        )
+        assert above(task, "AUSAM, weighted", "Random half") < 2
 
 
 def test_what_the_page_says_of_a_bounded_reuse():
-    rows = json.loads(bounded.RESULTS.read_text(encoding="utf-8"))["rows"]
     plain, limited, none = list(bounded.METHODS)[1:]
-    of = {(r["task"], r["method"]): r["accuracy"] for r in rows}
+    of = {(r["task"], r["method"]): r["accuracy"] for r in rows.read(bounded.RESULTS)}
     broken = {key: sum(v < bounded.BROKEN for v in values) for key, values in of.items()}
     assert {len(values) for values in of.values()} == {len(bounded.SEEDS), len(bounded.HARD_SEEDS)}
     hard = bounded.HARD
@@ -112,52 +118,62 @@ def test_settings_change_only_for_what_is_clearly_better():
 )
 def test_the_rule_for_a_choice_in_proportion(differences, borne_out):
     proportional, weighted = accuracy.PROPORTIONAL
-    rows = []
+    found = []
     for task, d in differences.items():
-        rows.append(row([90.0] * 3, part="validation", method=weighted, task=task))
-        rows.append(row([90 + x for x in d], part="validation", method=proportional, task=task))
-    assert ("is worth" in choosing.verdict(rows)) == borne_out
-    assert ("is not worth" in choosing.verdict(rows)) != borne_out
+        found.append(row([90.0] * 3, part="validation", method=weighted, task=task))
+        found.append(row([90 + x for x in d], part="validation", method=proportional, task=task))
+    assert ("is worth" in choosing.verdict(found)) == borne_out
+    assert ("is not worth" in choosing.verdict(found)) != borne_out
+
+
+SHORT = replace(tasks.DIGITS, network="MLP", epochs=2)  # a tenth of a second
 
 
 def test_a_stopped_comparison_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
-    path, done = tmp_path / "accuracy.json", []
+    path, trained = tmp_path / "some.json", []
+    planned = [({"method": name}, tasks.with_method(SHORT, name), range(3)) for name in ("SGD", "AUSAM")]
 
-    def train(variant, task, train_set, seed):
-        if len(done) == 30:
+    def training(job, data):
+        if len(trained) == 4:
             raise RuntimeError("stopped")
-        done.append((task, seed))
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, 7
+        trained.append((job.method, job.seed))
+        return tasks.training(job, data)
 
-    monkeypatch.setattr(accuracy, "train", train)
+    monkeypatch.setattr(rows, "training", training)
     with pytest.raises(RuntimeError, match="stopped"):
-        accuracy.run(path, ["digits"], ["settings"])
-    assert sum(len(row["seeds"]) for row in json.loads(path.read_text())["rows"]) == 30
-    first, done[:] = set(done), []
-    accuracy.run(path, ["digits"], ["settings"])
-    assert len(first) + len(done) == 11 * len(accuracy.SETTING_SEEDS)
-    assert not first & set(done)
-    assert accuracy.run(path, ["digits"], ["settings"]) == json.loads(path.read_text())["rows"]
+        rows.fill(path, planned, tmp_path)
+    assert trained == [("SGD", 0), ("AUSAM-0.5", 0), ("SGD", 1), ("AUSAM-0.5", 1)]  # seed by seed
+    assert [row["seeds"] for row in rows.read(path)] == [[0, 1], [0, 1]]
+    trained.clear()
+    rows.fill(path, planned, tmp_path)
+    assert trained == [("SGD", 2), ("AUSAM-0.5", 2)]
+    trained.clear()
+    whole = rows.fill(tmp_path / "whole.json", planned[:1], tmp_path)
+    assert rows.fill(path, planned, tmp_path)[:1] == rows.read(path)[:1] == whole
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".json"] == []
 
 
-@pytest.mark.parametrize("name", accuracy.NAMES)
-def test_no_validation_image_and_no_training_image_is_a_test_image(name):
-    split = tasks.TASKS[name].split
-    train, test = split(3, False)
-    known = [x / x.std() - (x / x.std()).mean() for x in (*train.x, *test.x)]  # whatever the scale
-    learnt, tested = known[: len(train)], torch.stack(known[len(train) :]).flatten(1)
-    for images in split(101, True):
-        learnt += [x / x.std() - (x / x.std()).mean() for x in images.x]
-    assert torch.cdist(torch.stack(learnt).flatten(1), tested).amin() > 1e-3
-    assert test.y.bincount().amin() > 45
+def test_the_parts_of_the_comparison(tmp_path, monkeypatch):
+    """Settings and the choice of halves see validation images only; tests, the settings that were chosen."""
+    jobs = {}
 
+    def fill(path, planned, data, part):
+        jobs[part] = [(key, job, seeds) for key, job, seeds in planned]
+        found = [row([90.0, 91.0], **{**key, "part": part}) for key, _, _ in jobs[part]]
+        found[-1]["accuracy"] = [92.0, 92.9]  # twice the epochs
+        return found
 
-def test_labels_and_classes_are_changed_as_described():
-    clean, wrong = tasks.digits(0, False)[0], tasks.wrong_labels(0, False)[0]
-    assert torch.equal(clean.x, wrong.x) and (clean.y != wrong.y).sum() == 320
-    assert tasks.long_tailed(0, False)[0].y.bincount().tolist() == [
-        min(round(128 * 50 ** (-i / 9)), int((clean.y == i).sum())) for i in range(10)
-    ]
+    monkeypatch.setattr(accuracy, "fill", fill)
+    accuracy.run(tmp_path / "none.json", ["digits"], tmp_path, ["settings"])
+    assert len(jobs["settings"]) == 11 and jobs["settings"][0][1] == replace(tasks.DIGITS, validation=True)
+    assert all(job.validation and min(seeds) >= 100 for _, job, seeds in jobs["settings"])
+    changed = [(job.epochs, job.learning_rate, job.rho) for _, job, _ in jobs["settings"]]
+    assert len(set(changed)) == 11
+    chosen = [row([90.0, 91.0]), row([92.0, 92.9], epochs=40)]
+    for part, names in (("validation", accuracy.VALIDATED), ("test", tasks.COMPARED)):
+        planned = list(accuracy.plan(part, "digits", chosen))
+        assert [key["method"] for key, _, _ in planned] == list(names)
+        assert all(job.epochs == 40 and job.validation == (part == "validation") for _, job, _ in planned)
 
 
 def test_error_and_bias_are_those_of_the_gradients_themselves():
@@ -187,7 +203,7 @@ def test_weighted_halves_are_unbiased_and_plain_ones_are_not():
 
 
 def test_in_proportion_scores_keep_their_ratios():
-    scores, bounds = variants.in_proportion(torch.tensor([0.01, 1.0, math.nan, 3.0]))
+    scores, bounds = proportional.in_proportion(torch.tensor([0.01, 1.0, math.nan, 3.0]))
     assert torch.allclose(scores, torch.tensor([0.17525, 1.0, 3.0, 3.0]))  # a tenth of the mean; the highest
     low, high = scores.amin(), scores.amax()
     s = (scores - low) / (high - low) * (bounds["s_max"] - bounds["s_min"]) + bounds["s_min"]
@@ -198,7 +214,7 @@ def test_gradients_and_losses_of_single_samples():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     x, y = torch.randn(3, 1, 2, 2), torch.tensor([0, 2, 1])
-    batch = gradient_error.Batch(model, SimpleNamespace(x=x, y=y))
+    batch = gradient_error.Batch(model, x, y)
     losses = F.cross_entropy(model(x), y, reduction="none")
     assert torch.allclose(batch.losses(batch.w), losses)
     for loss, found in zip(losses, batch.gradients(batch.w), strict=True):
@@ -211,31 +227,83 @@ def test_gradients_and_losses_of_single_samples():
 
 
 def test_the_start_of_the_rate_is_as_committed():
-    rows = json.loads(start_rate.RESULTS.read_text(encoding="utf-8"))["rows"]
-    for found in rows[::3]:
+    for found in rows.read(start_rate.RESULTS)[::3]:
         expected = [rates[0] for rates in found["rates"]][:1]
         assert [start_rate.rates(found["fluctuation"], found["start"], 0, (1000,))[0]] == expected
 
 
 def test_the_ramp_of_a_long_run_is_as_committed_and_gives_the_printed_counts():
-    rows = {row["fluctuation"]: row for row in json.loads(ramp.RESULTS.read_text(encoding="utf-8"))["rows"]}
+    of = {row["fluctuation"]: row for row in rows.read(ramp.RESULTS)}
     rates, taken = ramp.ramp(0.1, 0)
-    assert (rates, taken) == (rows[0.1]["rates"][0], rows[0.1]["taken"][0])
+    assert (rates, taken) == (of[0.1]["rates"][0], of[0.1]["taken"][0])
     counts = ramp.printed().values()
     assert (min(counts), max(counts)) == (23579, 33251)  # what the page says of the papers
-    assert max(rows[0.1]["taken"]) < 10_000 and min(rows[0.2]["taken"]) > 40_000
-    assert min(rows[0.14]["taken"]) < min(counts) and max(rows[0.16]["taken"]) > max(counts)
+    assert max(of[0.1]["taken"]) < 10_000 and min(of[0.2]["taken"]) > 40_000
+    assert min(of[0.14]["taken"]) < min(counts) and max(of[0.16]["taken"]) > max(counts)
 
 
-@pytest.mark.parametrize("name", variants.VARIANTS)
-def test_a_method_sees_as_many_samples_as_it_says(name):
-    torch.manual_seed(0)
-    task = tasks.Task(lambda *_: None, lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 10)), 4, 8, 0.1, 0.1)
-    images = tasks.Images(torch.randn(32, 1, 4, 4), torch.randint(0, 10, (32,)))
-    _, adlp, samples = variants.train(variants.VARIANTS[name], task, images, 0)
-    whole, half = 4 * 32, 32 + 3 * 16
-    seen = {"SGD": whole, "SAM": 2 * whole, "vSAM, rate 0.34": 2 * 96 + 32, "vSAM, default": 2 * 96 + 32}
-    seen["AUSAM, probability + vSAM, rate 0.34"] = 2 * (32 + 2 * 16) + 16
+@pytest.mark.parametrize("name", tasks.COMPARED)
+def test_a_method_sees_as_many_samples_as_it_says(name, tmp_path):
+    job, method = tasks.with_method(replace(SHORT, epochs=4), name), tasks.COMPARED[name][0]
+    run = tasks.training(job, tmp_path)
+    for _ in run.steps():
+        pass
+    whole, half = 4 * 1280, 1280 + 3 * 640
+    seen = {
+        "SGD": whole,
+        "SAM": 2 * whole,
+        "vSAM, rate 0.34": 2 * 3840 + 1280,
+        "vSAM, default": 2 * 3840 + 1280,
+    }
+    seen["AUSAM, probability + vSAM, rate 0.34"] = 2 * (1280 + 2 * 640) + 640
     low = seen.get(name, 2 * half)
-    assert low <= samples <= low + (32 if "vSAM" in name else 0)  # the last epoch: second passes by chance
-    assert (adlp.count.sum() > 0) == (variants.VARIANTS[name].score is not None)
+    samples = run.counts.backward_samples
+    assert low <= samples <= low + (1280 if "vSAM" in name else 0)  # the last epoch: second passes by chance
+    assert (run.method.adlp.count.sum() > 0) == name.startswith("AUSAM")
+    ramp = getattr(run.method.batches, "warmup_epochs", 0)
+    assert ramp == 1 or method[:5] != "AUSAM"  # 15 % of 4 epochs
+
+
+def test_a_rate_that_is_fixed_stays(tmp_path):
+    for name in ("vSAM, rate 0.34", "AUSAM, probability + vSAM, rate 0.34"):
+        run = tasks.training(tasks.with_method(replace(SHORT, epochs=20), name), tmp_path)
+        for _ in run.steps():
+            pass
+        assert run.method.sam.controller.rate == 0.34, name
+
+
+def test_halves_in_proportion_are_drawn_anew_in_each_step_and_weigh_as_they_should(tmp_path):
+    run = tasks.training(tasks.with_method(SHORT, "AUSAM, proportional, weighted"), tmp_path)
+    steps, kept = run.steps(), []
+    update = run.method.adlp.update
+    run.method.adlp.update = lambda index, *losses: (kept.append(index), update(index, *losses))
+    for index in steps:
+        if index is not None and run.epoch == 0:
+            assert run.method.importance is None and torch.equal(kept[-1], index)
+        elif index is not None:
+            assert torch.isin(kept[-1], index).all() and len(kept[-1]) == len(index) // 2 == 32
+            weights = run.method.importance
+            assert weights.mean().item() == pytest.approx(1.0, abs=1e-5) and weights.std() > 0.05
+    places = [index.tolist() for index in kept]
+    again = tasks.training(tasks.with_method(SHORT, "AUSAM, proportional, weighted"), tmp_path)
+    for _ in again.steps():
+        pass
+    assert all(
+        torch.equal(a, b) for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True)
+    )
+    assert len(places) == 40
+
+
+def test_data_that_is_not_there_is_left_out_and_named(tmp_path, monkeypatch, capsys):
+    from benchmarks.data import folder_of, idx
+
+    monkeypatch.setattr(idx, "DEBIAN", tmp_path / "debian")
+    own, names = tmp_path / "Fashion-MNIST", ["Fashion-MNIST", "digits"]
+    assert folder_of("Fashion-MNIST", tmp_path) == own and tasks.available(names, tmp_path) == ["digits"]
+    assert f"left out: Fashion-MNIST, of which {own} has no files" in capsys.readouterr().out
+    (tmp_path / "debian").mkdir()
+    assert folder_of("Fashion-MNIST", tmp_path) == tmp_path / "debian"
+    assert folder_of("CIFAR-10", tmp_path) == tmp_path / "CIFAR-10"
+    own.mkdir()
+    assert folder_of("Fashion-MNIST", tmp_path) == own and tasks.available(names, tmp_path) == names
+    assert capsys.readouterr().out == ""

@@ -17,6 +17,7 @@ __all__ = [
     "InMemory",
     "augment",
     "digits",
+    "folder_of",
     "in_memory",
     "load",
     "normalise",
@@ -28,12 +29,17 @@ __all__ = [
 DATASETS = ("CIFAR-10", "CIFAR-100", "Fashion-MNIST", "Tiny-ImageNet")  # and poses: benchmarks.data.mpii
 
 
+def folder_of(name: str, data: Path) -> Path:
+    """Of a data set's files: in ``data``, or, for Fashion-MNIST, where Debian's package puts them."""
+    own = data / name
+    return idx.DEBIAN if name == "Fashion-MNIST" and idx.DEBIAN.is_dir() and not own.is_dir() else own
+
+
 def load(name: str, folder: str | Path, train: bool, made: bool = False) -> Images:
     """One of ``DATASETS``, from the files in ``folder``; its test images unless ``train``.
 
-    Fashion-MNIST may be in ``idx.DEBIAN``, where Debian's package puts it. ``made``: the files are those of
-    :func:`write`, not as distributed. ``FileNotFoundError`` or ``ValueError`` names the file, what was
-    expected and where the data comes from.
+    ``made``: the files are those of :func:`write`, not as distributed. ``FileNotFoundError`` or
+    ``ValueError`` names the file, what was expected and where the data comes from.
     """
     if name not in DATASETS:
         raise ValueError(f"name: expected one of {', '.join(DATASETS)}, got {name!r}")

@@ -1,14 +1,13 @@
 """``python -m benchmarks.evidence.choosing``: fills docs/choosing.md from results/evidence."""
 
-import json
 import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..spread import standard_errors
 from . import accuracy, bounded, gradient_error, ramp, start_rate
+from .rows import Row, difference, read
 
 PAGE = Path(__file__).parents[2] / "docs/choosing.md"
 BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -16,12 +15,12 @@ BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def blocks() -> dict[str, str]:
     """What stands between the page's markers, by name."""
-    runs, errors, rates = (_rows(module.RESULTS) for module in (accuracy, gradient_error, start_rate))
+    runs, errors, rates = (read(module.RESULTS) for module in (accuracy, gradient_error, start_rate))
     tested = dict.fromkeys(row["task"] for row in runs if row["part"] == "test")
     return {
         "rates": "\n" + start_rate.table(rates) + "\n",
-        "ramp": "\n" + ramp.table(_rows(ramp.RESULTS)) + "\n",
-        "bounded": "\n" + bounded.table(_rows(bounded.RESULTS)) + "\n",
+        "ramp": "\n" + ramp.table(read(ramp.RESULTS)) + "\n",
+        "bounded": "\n" + bounded.table(read(bounded.RESULTS)) + "\n",
         "errors": _titled({row["task"]: gradient_error.table(errors, row["task"]) for row in errors}),
         "accuracy": _titled(
             {f"{task}, {seeds(runs, task)}": accuracy.test_table(runs, task) for task in tested}
@@ -31,7 +30,7 @@ def blocks() -> dict[str, str]:
     }
 
 
-def seeds(rows: Sequence[dict[str, Any]], task: str) -> str:
+def seeds(rows: Sequence[Row], task: str) -> str:
     """How many, and with which settings."""
     of = [row for row in rows if row["part"] == "test" and row["task"] == task]
     counts = sorted({len(row["seeds"]) for row in of})
@@ -40,12 +39,12 @@ def seeds(rows: Sequence[dict[str, Any]], task: str) -> str:
     return f"{many} seeds, {epochs} epochs, learning rate {rate:g}, rho {rho:g}"
 
 
-def verdict(rows: Sequence[dict[str, Any]]) -> str:
+def verdict(rows: Sequence[Row]) -> str:
     """What the rule of `benchmarks.evidence.accuracy` says of a choice in proportion to the scores."""
     found = {}
     for task in dict.fromkeys(row["task"] for row in rows if row["part"] == "validation"):
         of = {r["method"]: r for r in rows if r["part"] == "validation" and r["task"] == task}
-        found[task] = accuracy.difference(*(of[method] for method in accuracy.PROPORTIONAL))
+        found[task] = difference(*(of[method] for method in accuracy.PROPORTIONAL))
     errors = [standard_errors(d) for d in found.values()]
     mean = statistics.mean(statistics.mean(d) for d in found.values())
     borne_out = max(errors) > 2 and min(errors) > -2
@@ -62,16 +61,9 @@ def filled(text: str) -> str:
     return BLOCK.sub(lambda m: m[1] + known[m["name"]] + m[3], text)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text(encoding="utf-8"))["rows"]
-
-
 def _titled(tables: dict[str, str]) -> str:
-    return (
-        "\n"
-        + "\n".join(f"{title[0].upper()}{title[1:]}:\n\n{table}" for title, table in tables.items())
-        + "\n"
-    )
+    parts = (f"{title[0].upper()}{title[1:]}:\n\n{table}" for title, table in tables.items())
+    return "\n" + "\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

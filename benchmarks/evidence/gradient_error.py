@@ -11,9 +11,8 @@ random; BatchNorm uses its running statistics, or a sample would have no gradien
 """
 
 import argparse
-import json
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,20 +24,21 @@ from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
 from ausam_ext import ops
-from ausam_ext.demo.data import Images
 
-from .tasks import TASKS, available
-from .variants import VARIANTS, in_proportion, train
+from ..data import digits
+from ..markdown import table as markdown
+from ..training import Training
+from .proportional import in_proportion
+from .rows import Row, write
+from .tasks import DATA, TASKS, available, training, with_method
 
 RESULTS = Path(__file__).parents[1] / "results/evidence/gradient_error.json"
-NAMES = ("Fashion-MNIST", "digits, a quarter wrong")
+NAMES = ("Fashion-MNIST", digits.WRONG)
 SHARES = (0.15, 0.5, 0.9)
 SEEDS = range(3)
 BATCH, DRAWS, SHARP_DRAWS = 512, 400, 40
 S_MIN, S_MAX = 0.1, 1.0
-
-Row = dict[str, Any]
-
+COLUMNS = ("error", "bias", "error_perturbed", "bias_perturbed", "sharpness_off", "sharpness_excess")
 
 Draw = Callable[[int, torch.Generator], Tensor]  # of so many halves: each sample's share, [draws, n]
 
@@ -73,8 +73,8 @@ def schemes(scores: Tensor) -> dict[str, Draw]:
 class Batch:
     """Losses and gradients of single samples, anywhere in weight space."""
 
-    def __init__(self, model: nn.Module, images: Images) -> None:
-        self.model, self.x, self.y = model.eval(), images.x, images.y
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.model, self.x, self.y = model.eval(), x, y
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         self.w = torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -126,32 +126,40 @@ def sharpness(batch: Batch, gradients: Tensor, shares: Tensor, rho: float) -> tu
     return mean(map(abs, off)), mean(off)
 
 
-def measure(name: str, progress: Any) -> list[Row]:
-    task, rows = TASKS[name], []
-    for share in SHARES:
-        found: dict[str, list[list[float]]] = {}
-        for seed in SEEDS:
-            train_set, _ = task.split(seed, False)
-            model, adlp, _ = train(VARIANTS["AUSAM"], task, train_set, seed, share)
-            generator = torch.Generator().manual_seed(seed)
-            rows_of = torch.randperm(len(train_set), generator=generator)[:BATCH]
-            batch = Batch(model, Images(*train_set.__getitems__(rows_of.tolist())))
-            at_w = batch.gradients(batch.w)
-            g = at_w.mean(0)
-            at_eps = batch.gradients(batch.w + task.rho * g / g.norm())
-            grams = [(each @ each.T).double() for each in (at_w, at_eps)]
-            for scheme, draw in schemes(adlp.mean(rows_of)).items():
-                halves = draw(DRAWS, generator)
-                values = [*error(halves, grams[0]), *error(halves, grams[1])]
-                values += sharpness(batch, at_w, halves[:SHARP_DRAWS], task.rho)
-                found.setdefault(scheme, []).append(values)
-            progress.update()
-        columns = ("error", "bias", "error_perturbed", "bias_perturbed", "sharpness_off", "sharpness_excess")
-        for scheme, measured in found.items():
-            means = [round(mean(values), 4) for values in zip(*measured, strict=True)]
-            rows.append(
-                {"task": name, "share": share, "scheme": scheme, **dict(zip(columns, means, strict=True))}
-            )
+def measure(run: Training, generator: torch.Generator) -> dict[str, list[float]]:
+    """``COLUMNS`` of each scheme, where the training is."""
+    adlp, rho = run.method.adlp, run.job.rho
+    index = torch.randperm(len(adlp), generator=generator)[:BATCH]
+    batch = Batch(run.model, *run.problem.dataset.__getitems__(index.tolist())[:2])
+    at_w = batch.gradients(batch.w)
+    g = at_w.mean(0)
+    at_eps = batch.gradients(batch.w + rho * g / g.norm())
+    grams = [(each @ each.T).double() for each in (at_w, at_eps)]
+    found = {}
+    for scheme, draw in schemes(adlp.mean(index)).items():
+        halves = draw(DRAWS, generator)
+        values = [*error(halves, grams[0]), *error(halves, grams[1])]
+        found[scheme] = [*values, *sharpness(batch, at_w, halves[:SHARP_DRAWS], rho)]
+    return found
+
+
+def measured(name: str, data: Path, progress: Any) -> list[Row]:
+    """A row for each share of the training and each scheme: means over the seeds."""
+    job = with_method(TASKS[name], "AUSAM")
+    found: dict[tuple[float, str], list[list[float]]] = {}
+    for seed in SEEDS:
+        run, generator = training(replace(job, seed=seed), data), torch.Generator().manual_seed(seed)
+        at = {round(share * job.epochs): share for share in SHARES}
+        for index in run.steps():
+            if index is None and run.epoch in at:
+                for scheme, values in measure(run, generator).items():
+                    found.setdefault((at[run.epoch], scheme), []).append(values)
+                progress.update()
+    rows = []
+    for (share, scheme), of_seeds in found.items():
+        means = [round(mean(values), 4) for values in zip(*of_seeds, strict=True)]
+        row = {"task": name, "share": share, "scheme": scheme}
+        rows.append(row | dict(zip(COLUMNS, means, strict=True)))
     return rows
 
 
@@ -159,29 +167,26 @@ def table(rows: Sequence[Row], task: str) -> str:
     """Markdown: error (bias) at ``w`` and at ``w + eps``, and sharpness, at each share of the training."""
     rows = [row for row in rows if row["task"] == task]
     shares = sorted({row["share"] for row in rows})
-    columns = [f"{what}, {share:.0%}" for what in ("at w", "at w + ε", "sharpness") for share in shares]
-    lines = [f"| Half | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    cells = [["Half", *(f"{what}, {s:.0%}" for what in ("at w", "at w + ε", "sharpness") for s in shares)]]
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         own = [row for row in rows if row["scheme"] == scheme]
-        cells = [f"{row['error']:.2f} ({row['bias']:.2f})" for row in own]
-        cells += [f"{row['error_perturbed']:.2f} ({row['bias_perturbed']:.2f})" for row in own]
-        cells += [f"{row['sharpness_off']:.2f} ({row['sharpness_excess']:+.2f})" for row in own]
-        lines.append(f"| {scheme} | {' | '.join(cells)} |")
-    return "\n".join(lines).replace("-0.00", "0.00") + "\n"
+        numbers = [f"{row['error']:.2f} ({row['bias']:.2f})" for row in own]
+        numbers += [f"{row['error_perturbed']:.2f} ({row['bias_perturbed']:.2f})" for row in own]
+        numbers += [f"{row['sharpness_off']:.2f} ({row['sharpness_excess']:+.2f})" for row in own]
+        cells.append([scheme, *(each.replace("(-0.00", "(0.00") for each in numbers)])
+    return markdown(cells, 1)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m benchmarks.evidence.gradient_error", description=__doc__)
     p.add_argument("--output", type=Path, default=RESULTS, help="JSON that is written")
-    path = p.parse_args().output
-    names = [name for name in NAMES if name in available()]
+    p.add_argument("--data", type=Path, default=DATA, help="folder with Fashion-MNIST")
+    options = p.parse_args()
+    torch.set_num_threads(1)
+    names = available(NAMES, options.data)
     with tqdm(total=len(names) * len(SHARES) * len(SEEDS), unit=" batches") as progress:
-        rows = [row for name in names for row in measure(name, progress)]
-    lines = ",\n  ".join(map(json.dumps, rows))
-    settings = {"batch": BATCH, "draws": DRAWS, "seeds": len(SEEDS), "torch": torch.__version__}
-    part = path.with_suffix(".part")
-    part.write_text(f'{{"settings": {json.dumps(settings)},\n "rows": [\n  {lines}\n ]}}\n', encoding="utf-8")
-    os.replace(part, path)
+        rows = [row for name in names for row in measured(name, options.data, progress)]
+    write(options.output, rows)
     for name in names:
         print(f"{name}\n\n{table(rows, name)}")
 

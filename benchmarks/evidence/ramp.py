@@ -7,10 +7,8 @@ one gives as many second passes as the papers print. Counted, not timed: the sam
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -18,7 +16,9 @@ from matplotlib.figure import Figure
 from ausam_ext import RateController
 
 from ..figures import STYLES, png
+from ..markdown import table as markdown
 from ..papers import published
+from .rows import Row, write
 
 RESULTS = Path(__file__).parents[1] / "results/evidence/ramp.json"
 FLUCTUATIONS = (0.05, 0.1, 0.14, 0.16, 0.2, 0.3)
@@ -26,8 +26,6 @@ SEEDS = range(3)
 WARMUP = 3 * 391  # steps of the first three epochs, all with two passes
 WINDOWS = (published.STEPS - WARMUP) // 50
 EVERY = 20  # windows, of which the rate is kept
-
-Row = dict[str, Any]
 
 
 def ramp(fluctuation: float, seed: int) -> tuple[list[float], int]:
@@ -56,13 +54,13 @@ def printed() -> dict[str, int]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: second passes in thousands, lowest and highest of the seeds, and the average rate."""
-    lines = ["| fluctuation | steps with two passes, of 78,200 | rate, on average |", "|---:|---:|---:|"]
+    """Markdown: second passes, lowest and highest of the seeds, and the average rate."""
+    cells = [["fluctuation", "steps with two passes, of 78,200", "rate, on average"]]
     for row in rows:
         low, high = min(row["taken"]), max(row["taken"])
         share = sum(row["taken"]) / len(row["taken"]) / published.STEPS
-        lines.append(f"| {row['fluctuation']} | {low:,} to {high:,} | {share:.2f} |")
-    return "\n".join(lines) + "\n"
+        cells.append([f"{row['fluctuation']}", f"{low:,} to {high:,}", f"{share:.2f}"])
+    return markdown(cells, 0)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -92,8 +90,7 @@ def main() -> None:
         rows.append(
             {"fluctuation": fluctuation, "taken": [t for _, t in runs], "rates": [rates for rates, _ in runs]}
         )
-    lines = ",\n  ".join(map(json.dumps, rows))
-    path.write_text(f'{{"rows": [\n  {lines}\n ]}}\n', encoding="utf-8")
+    write(path, rows)
     path.with_suffix(".png").write_bytes(png(draw(rows)))
     print(table(rows))
     print(printed())

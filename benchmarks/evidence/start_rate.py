@@ -5,22 +5,21 @@ deviation of their logarithm. Counted, not timed: it gives the same numbers ever
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ausam_ext import RateController
+
+from ..markdown import table as markdown
+from .rows import Row, write
 
 RESULTS = Path(__file__).parents[1] / "results/evidence/start_rate.json"
 FLUCTUATIONS = (0.1, 0.2, 0.3)
 STARTS = (1, 17)  # samples in the first window: the default, and a rate of 0.34
 STEPS = (1000, 5000, 20_000)
 SEEDS = range(3)
-
-Row = dict[str, Any]
 
 
 def rates(fluctuation: float, start: int, seed: int, steps: Sequence[int] = STEPS) -> list[float]:
@@ -39,12 +38,11 @@ def rates(fluctuation: float, start: int, seed: int, steps: Sequence[int] = STEP
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: lowest and highest rate over the seeds."""
-    steps = [f"{each:,} steps" for each in STEPS]
-    lines = [f"| started at | fluctuation | {' | '.join(steps)} |", "|---:|---:|" + "---:|" * len(steps)]
+    cells = [["started at", "fluctuation", *(f"{each:,} steps" for each in STEPS)]]
     for row in rows:
         ranges = [f"{min(each):.2f} to {max(each):.2f}" for each in zip(*row["rates"], strict=True)]
-        lines.append(f"| {row['start'] / 50:.2f} | {row['fluctuation']} | {' | '.join(ranges)} |")
-    return "\n".join(lines) + "\n"
+        cells.append([f"{row['start'] / 50:.2f}", f"{row['fluctuation']}", *ranges])
+    return markdown(cells, 0)
 
 
 def main() -> None:
@@ -56,8 +54,7 @@ def main() -> None:
         for start in STARTS
         for f in FLUCTUATIONS
     ]
-    lines = ",\n  ".join(map(json.dumps, rows))
-    path.write_text(f'{{"rows": [\n  {lines}\n ]}}\n', encoding="utf-8")
+    write(path, rows)
     print(table(rows))
 
 
