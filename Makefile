@@ -50,7 +50,7 @@ bench: .venv/with-test .venv/installed
 	-$(BIN)/python -m benchmarks.steps.peers  # installs them from PyPI, into build/peers
 	$(BIN)/python -m benchmarks.report
 
-# What docs/choosing.md says: goes on where it was stopped, and takes half an hour of one core from nothing.
+# What docs/choosing.md says: goes on where it was stopped, and takes three quarters of an hour of one core from nothing.
 evidence: .venv/with-test .venv/installed
 	$(BIN)/python -m benchmarks.evidence.start_rate
 	$(BIN)/python -m benchmarks.evidence.ramp
