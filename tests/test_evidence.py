@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from benchmarks.evidence import (  # noqa: E402
 from benchmarks.spread import standard_errors  # noqa: E402
 
 ROWS = rows.read(accuracy.RESULTS)
+STARTS = ("rate 0.34", "default")  # of vSAM
 
 
 def test_the_page_shows_the_committed_figures():
@@ -62,21 +64,45 @@ def test_what_the_page_says_in_words():
     def share(task, method):
         return sum(of[task, method]["samples"]) / sum(of[task, "SAM"]["samples"])
 
-    _, wrong, rare = accuracy.NAMES
-    assert above(rare, "AUSAM", "Random half") > 2 < above(rare, "AUSAM", "SAM")
-    assert (
-        above(rare, "AUSAM, weighted", "Random half") < 2 > above(rare, "AUSAM, probability", "Random half")
-    )
-    assert above(rare, "AUSAM, probability + vSAM, rate 0.34", "Random half") < -1.5
+    plain, wrong, rare = accuracy.NAMES
+    for method in ("AUSAM", "AUSAM, probability", "Random half"):
+        assert above(rare, method, "SAM") > 2 < above(rare, method, "SGD"), method
+    assert abs(above(rare, "AUSAM", "Random half")) < 2 < -above(rare, "AUSAM, weighted", "AUSAM")
+    assert above(rare, "AUSAM, probability", "AUSAM") > 0
     assert above(wrong, "AUSAM", "Random half") < -2
     for method in ("AUSAM, weighted", "AUSAM, probability"):
         assert -2 < above(wrong, method, "Random half") < 2 < above(wrong, method, "AUSAM")
-    assert abs(above(wrong, "vSAM, rate 0.34", "SAM")) < 2 < -above(wrong, "vSAM, default", "SAM")
+    together = "AUSAM, probability, weighted"
+    assert max(above(wrong, together, each) for each in ("AUSAM, weighted", "AUSAM, probability")) < 0
     for task in accuracy.NAMES:
+        assert max(above(task, method, "SAM") for method in tasks.COMPARED if method != "SAM") > 0
+        lost = [mean(rows.difference(of[task, f"vSAM, {start}"], of[task, "SAM"])) for start in STARTS]
+        assert abs(lost[0]) < 0.3 and lost[1] < lost[0]
         assert round(share(task, "vSAM, rate 0.34"), 1) == 0.7
         assert round(share(task, "AUSAM, probability + vSAM, rate 0.34"), 1) == 0.4
         assert share(task, "SGD") == 0.5
-        assert above(task, "AUSAM, weighted", "Random half") < 2
+    for task in (plain, wrong):
+        for method in ("AUSAM, weighted", "AUSAM, probability + vSAM, rate 0.34"):
+            assert abs(above(task, method, "Random half")) < 2, (task, method)
+    clean = {method: mean(of[plain, method]["accuracy"]) for method in tasks.COMPARED}
+    assert max(clean.values()) - min(clean.values()) < 0.4 and max(clean, key=clean.get) == "SGD"
+    spreads = {method: stdev(of[rare, method]["accuracy"]) for method in tasks.COMPARED}
+    assert max(spreads, key=spreads.get) == "AUSAM, probability + vSAM, rate 0.34"
+
+
+def test_what_the_page_says_of_gradient_errors():
+    of = {(r["task"], r["share"], r["scheme"]): r for r in rows.read(gradient_error.RESULTS)}
+    fashion, wrong = gradient_error.NAMES
+    places = [(task, share) for task in gradient_error.NAMES for share in gradient_error.SHARES]
+    better = 0
+    for place in places:
+        random, plain, weighted = (of[(*place, each)] for each in ("random half", "AUSAM", "AUSAM, weighted"))
+        better += sum(plain[column] < random[column] for column in ("error", "error_perturbed"))
+        assert plain["sharpness_off"] > random["sharpness_off"]
+        assert (plain["sharpness_excess"] > 0) == (place[0] == fashion or place[1] == 0.15)
+        assert weighted["error"] < (0.75 if place[0] == fashion else 1.2) * random["error"]
+    assert better == 1
+    assert of[wrong, 0.9, "AUSAM, weighted"]["error"] < 0.8 * of[wrong, 0.9, "random half"]["error"]
 
 
 def test_what_the_page_says_of_a_bounded_reuse():
