@@ -225,7 +225,7 @@ def _vsam(task: Task, **options: Any) -> Method:
 
 
 def _ausam(task: Task, **options: Any) -> Method:
-    """With settings of vSAM among the rest, both methods."""
+    """With settings of vSAM among the rest, both methods; vSAM's ``alpha`` is ``vsam_alpha`` here."""
     settings = {**options, **task.settings}
     choice = {name: settings.pop(name) for name in _SAMPLER if name in settings}
     even = choice.get("s_min") == choice.get("s_max", 1.0)  # every half is as likely
@@ -233,6 +233,8 @@ def _ausam(task: Task, **options: Any) -> Method:
     sam: SAM = SAM(task.model, task.rho)
     if settings:
         warmup = settings.pop("sam_epochs", 3) * task.steps_per_epoch
+        if "vsam_alpha" in settings:
+            settings["alpha"] = settings.pop("vsam_alpha")
         sam = VSAM(task.model, task.rho, warmup_steps=warmup, seed=task.seed, **settings)
     return TwoPasses(task, sam, score, weighted, **choice)
 
