@@ -144,7 +144,7 @@ def test_differences_are_paired_and_time_is_the_sum_of_median_epochs():
 
 
 def test_no_difference_has_no_minus():
-    assert paired([0.3, -0.1, -0.2]) == "+0.00 ± 0.26 (1 of 3)"  # of which the sum is -3e-17
+    assert paired([0.3, -0.1, -0.2]) == "+0.00 ± 0.26 (1 of 3)"  # of which the sum is a little below 0
 
 
 def test_followed_are_the_changed_labels_and_the_rare_classes():
