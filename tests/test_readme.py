@@ -103,4 +103,4 @@ def test_what_the_readme_says_of_the_demo_is_what_the_committed_run_shows(demo):
     assert follows("AUSAM") > every
     assert max(METHODS, key=accuracy) == "AUSAM"
     assert level("AUSAM", "SAM") and level("AUSAM", "SAM+Random")
-    assert min(METHODS, key=accuracy) == "AUSAM-probability+vSAM"
+    assert sorted(METHODS, key=accuracy)[:2] == ["AUSAM-probability+vSAM", "vSAM-A"]
