@@ -13,7 +13,7 @@ CXX_FILES := $(shell find csrc -type f)
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
-	$(BIN)/python -I -m ausam_ext.demo
+	$(BIN)/python -m benchmarks.demo
 
 test: .venv/with-test .venv/installed
 	$(BIN)/pytest

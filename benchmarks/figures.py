@@ -3,6 +3,7 @@
 import io
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 # Okabe and Ito's colours, which are told apart with any colour vision; the markers do it in print.
 BLUE, RED, GREEN, BLACK, PINK, ORANGE = "#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00"
@@ -10,6 +11,8 @@ STYLES = [(BLUE, "o"), (RED, "s"), (GREEN, "^"), (PINK, "D"), (ORANGE, "v"), (BL
 
 
 def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+    """In 256 colours, which is enough for drawings, and a third of the bytes."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
+    Image.open(drawn).convert("RGB").quantize(256).save(small, "png", optimize=True)
+    return small.getvalue()

@@ -7,8 +7,13 @@ from statistics import mean, stdev
 
 def spread(values: Sequence[float], sign: str = "") -> str:
     """Mean and standard deviation; of a single value only that."""
-    text = f"{mean(values):{sign}.2f}"
+    text = f"{round(mean(values), 2) + 0.0:{sign}.2f}"  # no minus before 0.00
     return f"{text} ± {stdev(values):.2f}" if len(values) > 1 else text
+
+
+def paired(differences: Sequence[float]) -> str:
+    """Their spread, and how many are above 0."""
+    return f"{spread(differences, '+')} ({sum(d > 0 for d in differences)} of {len(differences)})"
 
 
 def standard_errors(values: Sequence[float]) -> float:

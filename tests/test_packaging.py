@@ -266,7 +266,7 @@ def test_modules_that_are_gone_are_not_built(tmp_path):
     tree, built = tmp_path / "tree", tmp_path / "tree" / "build" / "lib" / "ausam_ext"
     build(tree, "build", PATH=str(tmp_path), CXX="c++")  # without a compiler
     assert (built / "sam.py").exists()
-    for stale in ("gone.py", "_C.so", "demo/gone.py"):
+    for stale in ("gone.py", "_C.so", "baselines/gone.py"):
         (built / stale).touch()
     build(tree, "build", PATH=str(tmp_path), CXX="c++")
     assert {p.relative_to(built) for p in built.rglob("*.*")} == {

@@ -1,15 +1,22 @@
 """What the README says is true: its code runs, its table is the committed run's, its commands exist."""
 
-import json
 import re
+import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
 
-from ausam_ext.demo import report
-
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # last: the package is the installed one
+
+for module in ("PIL", "tqdm"):
+    pytest.importorskip(module)
+
+from benchmarks.demo import report  # noqa: E402
+from benchmarks.demo.rows import DATA, METHODS  # noqa: E402
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -44,9 +51,56 @@ def test_links_to_files_exist():
         assert (ROOT / target).is_file(), target
 
 
-def test_the_demo_table_is_that_of_the_committed_run():
-    rows = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))["methods"]
+@pytest.fixture
+def demo():
+    """The runs of the committed demo: a data set's by method."""
+    return report.grouped(report.read(ROOT / "benchmarks/results/demo.json"))
+
+
+def test_the_demo_tables_are_those_of_the_committed_run(demo):
+    runs = [run for group in demo.values() for same in group.values() for run in same]
     shown = README.split("<!-- demo table -->\n")[1].split("<!-- end of demo table -->")[0]
-    assert shown.startswith(
-        report.table([report.Row(**{k: v for k, v in row.items() if k != "seeds"}) for row in rows])
-    )
+    assert shown == report.text(runs)
+    assert list(demo) == [data.name for data in DATA]
+    assert all(list(group) == list(METHODS) for group in demo.values())
+    assert {len(same) for group in demo.values() for same in group.values()} == {5}  # "five seeds"
+
+
+def test_what_the_readme_says_of_the_demo_is_what_the_committed_run_shows(demo):
+    """Level: the means differ by less than a standard deviation of the paired differences."""
+
+    def difference(method, other):
+        return report.differences(group[method], group[other])
+
+    def level(method, other):
+        return abs(mean(difference(method, other))) < stdev(difference(method, other))
+
+    def above(method, other):
+        return mean(difference(method, other)) > stdev(difference(method, other))
+
+    def accuracy(method):
+        return mean(run.accuracy for run in group[method])
+
+    def follows(method):
+        """The mean share of followed samples among those that it chose: after its whole first epoch."""
+        return mean(share for run in group[method] for share in run.marked[1:])
+
+    group = demo["digits, a quarter wrong"]
+    assert min(difference("SAM", "SGD")) > 0
+    gains = {method: accuracy(method) - accuracy("SGD") for method in METHODS}
+    assert all(gain > 0.75 * gains["SAM"] for method, gain in gains.items() if method != "SGD")
+    assert level("vSAM", "SAM") and above("SAM", "vSAM-A")
+    assert level("AUSAM", "SAM+Random")
+    assert follows("AUSAM") > 0.25 > follows("AUSAM-probability")
+    for method in ("AUSAM-weighted", "AUSAM-probability"):
+        assert 0 < mean(difference(method, "SAM+Random")) < 1
+    assert level("AUSAM-probability+vSAM", "SAM")
+    assert report.samples_of_sam(group["AUSAM-probability+vSAM"], group) < 0.5
+
+    group = demo["digits, long-tailed"]
+    assert level("SAM", "SGD") and mean(difference("SAM", "SGD")) > 0
+    every = mean(run.marked[0] for run in group["AUSAM"])
+    assert follows("AUSAM") > every
+    assert max(METHODS, key=accuracy) == "AUSAM"
+    assert level("AUSAM", "SAM") and level("AUSAM", "SAM+Random")
+    assert sorted(METHODS, key=accuracy)[:2] == ["AUSAM-probability+vSAM", "vSAM-A"]
