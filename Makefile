@@ -32,8 +32,8 @@ test-sanitized: .venv/with-test .venv/installed
 	$(BIN)/pytest -m sanitize -rP
 
 # Builds in place, tests and times the CUDA kernels on this machine's GPU, with the Python that is there and no
-# network: under 9 minutes. Needs pytest, hypothesis, pytest-benchmark, numpy, matplotlib, Pillow, setuptools,
-# pybind11 and ninja.
+# network: under 9 minutes, or half of it at a time (python -m benchmarks.gpu --help). Needs pytest, hypothesis,
+# numpy, matplotlib, Pillow, setuptools, pybind11 and ninja.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 
@@ -43,7 +43,8 @@ test-frameworks: .venv-frameworks/ready
 
 # Every figure of benchmarks/results, and what is drawn from them: docs/benchmarks.md and bench-results/.
 bench: .venv/with-test .venv/installed
-	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks
+	$(BIN)/python -m benchmarks.operators
+	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks/operators/test_table.py
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.steps.scaling
 	$(BIN)/python -m benchmarks.steps.memory

@@ -67,7 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("bench-results"), help="folder (default: bench-results)"
     )
-    output = parser.parse_args(arguments).output
+    parser.add_argument("--results", type=Path, help="read from here, and leave the README as it is")
+    options = parser.parse_args(arguments)
+    output = options.output
+    if options.results:
+        write(output, options.results)
+        print(f"{output / 'report.html'} and {output / 'report.md'} are written.")
+        return
     write(output)
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(BLOCK.sub(lambda m: m[1] + block() + m[2], page), encoding="utf-8")

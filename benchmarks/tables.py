@@ -21,6 +21,7 @@ TITLES = {
     "peers": "Beside other implementations of SAM",
     "scaling": "Scaling",
     "memory": "Memory",
+    "drift": "Drift of the machine between the first and the last timing",
 }
 KEYS = ("suite", "what", "size", "columns", "ratios", "against", "target", "bytes", "note")
 ASIDE = ("copy", "graph", "part: ")  # no rivals: they do other work, a part of it, or are the same call

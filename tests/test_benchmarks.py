@@ -69,11 +69,11 @@ def test_on_cuda_events_time_each_call_with_a_cold_cache(monkeypatch, tmp_path):
             return 2.0  # milliseconds
 
     class Buffer:
-        def __init__(self, size, dtype, device):
-            assert size * dtype.itemsize > 50 << 20 and device == "cuda"
+        def __init__(self, size, device):
+            assert size * 4 > 2 * (50 << 20) and device == "cuda"
 
-        def zero_(self):
-            log.append("flush")
+        def sum(self):
+            log.append("read")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
@@ -81,10 +81,10 @@ def test_on_cuda_events_time_each_call_with_a_cold_cache(monkeypatch, tmp_path):
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 << 20)
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(torch, "empty", Buffer)
+    monkeypatch.setattr(torch, "zeros", Buffer)
     samples = harness.compare({"f": lambda: log.append("call")}, rounds=2, min_time=5e-3, device="cuda")
     assert samples == {"f": [2e-3, 2e-3]}
-    assert log[-14:] == ["synchronize", *["flush", "event", "call", "event"] * 3, "synchronize"]
+    assert log[-14:] == ["synchronize", *["read", "event", "call", "event"] * 3, "synchronize"]
     assert harness.result_file("cuda", tmp_path) == tmp_path / "nvidia-h200.json"
 
 
@@ -95,6 +95,25 @@ def test_ratios_are_those_within_a_round():
     }  # though the times differ fourfold
     assert row["columns"]["native"] == {"median": 2e-3, "q1": 1.5e-3, "q3": 3e-3, "n": 3}
     assert row["against"] == "eager"
+
+
+def test_rows_are_added_one_by_one_and_a_file_is_never_half_written(tmp_path, monkeypatch):
+    path = harness.add([made(), made("steps")], folder=tmp_path)
+    harness.add([{**made(ratio=5.0), "size": "200"}], folder=tmp_path)
+    harness.add([made(ratio=3.0)], folder=tmp_path)
+    suites = json.loads(path.read_text())
+    found = [(row["size"], row["ratios"]["eager"]["median"]) for row in suites["operators"]["rows"]]
+    assert found == [("100", 3.0), ("200", 5.0)] and len(suites["steps"]["rows"]) == 1
+    before, write = path.read_text(), Path.write_text
+
+    def killed(self, text, **options):
+        write(self, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        harness.add([made(ratio=7.0)], folder=tmp_path)
+    assert path.read_text() == before
 
 
 def test_a_suite_that_runs_again_replaces_its_rows_alone(tmp_path):
