@@ -243,6 +243,16 @@ def launches(f: Callable[[], object]) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
 
 
+def host_seconds(f: Callable[[], object], device: str, calls: int = 20) -> float:
+    """Seconds per call until the host goes on, whatever the GPU still has to do."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    f()
+    wait()
+    seconds = _wall_clock(f, calls) / calls
+    wait()
+    return seconds
+
+
 def graph(f: Callable[[], object]) -> Callable[[], None]:
     """Replays one call of ``f`` from a CUDA graph."""
     stream = torch.cuda.Stream()

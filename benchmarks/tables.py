@@ -21,6 +21,8 @@ TITLES = {
     "peers": "Beside other implementations of SAM",
     "scaling": "Scaling",
     "memory": "Memory",
+    "precision": "Steps in bfloat16, as graphs and compiled",
+    "bandwidth": "Share of copy bandwidth",
     "drift": "Drift of the machine between the first and the last timing",
 }
 KEYS = ("suite", "what", "size", "columns", "ratios", "against", "target", "bytes", "note")

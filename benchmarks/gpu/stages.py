@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+PEERS = ROOT / "build" / "peers"
 OPERATORS = ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input", "device_operators")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ERRORS_FOUND = 86  # the exit status that compute-sanitizer is asked for
@@ -75,7 +76,7 @@ def stages() -> list[Stage]:
         Stage("live", [python, "-m", "benchmarks.gpu.live"], 90, essential=True),
         Stage(
             "tests",
-            [*pytest(*on_gpu, "--continue-on-collection-errors"), *whole]
+            [*pytest(*on_gpu, "--continue-on-collection-errors", each=90), *whole]
             + [f"--ignore={t}" for t in tests("device_graphs")],
             200,
             "checks",
@@ -86,7 +87,11 @@ def stages() -> list[Stage]:
         Stage("begin", suite("gpu.drift", 30, "begin"), 60, "timings"),
         Stage("steps", suite("steps", 60), 180, "timings"),
         Stage("operators", suite("operators", 20), 120, "timings"),
+        Stage("bandwidth", suite("operators.bandwidth", 10), 60, "timings"),
+        Stage("precision", suite("steps.precision", 60), 150, "timings"),
         Stage("memory", suite("steps.memory", 30), 60, "timings"),
+        # The others' packages travel with the tree, or not at all: there is no network.
+        *([Stage("peers", suite("steps.peers", 40), 90, "timings")] if PEERS.exists() else []),
         Stage("scaling", suite("steps.scaling", 25), 60, "timings"),
         Stage("end", suite("gpu.drift", 30, "end"), 60, "timings"),
         Stage(
