@@ -53,7 +53,7 @@ def write(output: Path, folder: Path = RESULTS) -> None:
                 page.append(f'<img alt="{picture}" src="data:image/png;base64,{b64encode(image).decode()}">')
             md.append(markdown(table(rows)))
             page.append(html_table(table(rows)))
-            if lost := losses(rows):
+            if lost := losses(rows, "gpu" in content["machine"]):
                 md.append("Where it loses:\n\n" + "".join(f"- {sentence}\n" for sentence in lost))
                 items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in lost)
                 page.append(f"<p>Where it loses:</p><ul>{items}</ul>")

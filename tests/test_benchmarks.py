@@ -227,6 +227,27 @@ def test_what_pytorch_does_faster_is_said_without_a_target_too():
     assert line == "psf_reuse_, 100: 0.50 (0.50 to 0.50) times as fast as eager: not explained yet"
 
 
+def test_on_a_gpu_the_table_has_the_column_of_the_target_and_no_reason_of_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "result_file", lambda device, folder: folder / "nvidia-h200.json")
+    cpu = harness.machine()
+    monkeypatch.setattr(harness, "machine", lambda device: {**cpu, "gpu": "NVIDIA H200", "cuda": "13.0"})
+    samples = {"native": [1e-3] * 3, "eager": [2e-3] * 3, "copy": [0.8e-3] * 3, "_foreach_add_": [0.9e-3] * 3}
+    rows = [
+        harness.row("operators", "perturb_", "ResNet-50", samples, against="copy", target=0.85),
+        harness.row("operators", "psf_reuse_", "ResNet-50", samples, against="_foreach_add_", target=0.95),
+    ]
+    harness.save(rows, "cuda", tmp_path)
+    block = report.readme_block(tmp_path)
+    head = next(line for line in block.splitlines() if line.startswith("| What"))
+    assert "copy / this" in head and "_foreach_add_ / this" in head
+    assert re.findall("^- (.*)$", block, re.MULTILINE) == [
+        "perturb_, ResNet-50: 0.80 (0.80 to 0.80) times as fast as copy (target 0.85): not explained yet",
+        "perturb_, ResNet-50: 0.90 (0.90 to 0.90) times as fast as _foreach_add_: not explained yet",
+        "psf_reuse_, ResNet-50: 0.90 (0.90 to 0.90) times as fast as _foreach_add_ (target 0.95): "
+        "not explained yet",
+    ]
+
+
 def test_report_is_one_file_with_a_picture_for_each_suite(tmp_path):
     rows = [made(bytes=800, target=2.0)]
     for suite in ("steps", "scaling", "peers", "another"):
