@@ -9,7 +9,7 @@ EXCLUDED := --exclude libc10.so --exclude libtorch_cpu.so --exclude libtorch.so
 SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: docs wheel sdist wheels demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate evidence papers lint format clean
+.PHONY: docs wheel sdist wheels demo test test-install test-cuda-build test-sanitized gpu gpu-accuracy test-frameworks bench bench-gate evidence papers lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -36,6 +36,10 @@ test-sanitized: .venv/with-test .venv/installed
 # numpy, matplotlib, Pillow, setuptools, pybind11 and ninja.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
+
+# All methods on Fashion-MNIST on this machine's GPU: DATA is the folder that has it in a folder Fashion-MNIST.
+gpu-accuracy:
+	$(PYTHON) -m benchmarks.gpu.accuracy --data "$(DATA)" --minutes $(or $(MINUTES),9)
 
 # The bridges to frameworks and their examples, with the released packages, in an environment of their own.
 test-frameworks: .venv-frameworks/ready
