@@ -3,6 +3,9 @@
 Compiled steps run in test_compile.py on the CPU; tensors of more than 2^31 elements are for a GPU only.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +125,18 @@ def test_convolutions_in_bfloat16_and_channels_last(device, method, parameters):
         assert dtype == torch.float64 or weights[0].is_contiguous(memory_format=torch.channels_last)
         gradients.append(found)
     assert relative(gradients[1], gradients[0]) < 0.1
+
+
+def test_the_page_about_graphs(device):
+    """All its code, in order; test_docs.py runs what needs no GPU."""
+    if device == "cpu":
+        pytest.skip("for a GPU")
+    page = Path(__file__).parents[1] / "docs/cuda_graphs.md"
+    code = {"__name__": "page"}
+    for block in re.findall(r"```(?:python|py)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, page.name, "exec"), code)
+    assert code["adlp"].count.sum() == (3 + 2 * 3) * code["kept"]
+    assert all(p.isfinite().all() for p in code["model"].parameters())
 
 
 @pytest.mark.parametrize("pinned", [False, True])
