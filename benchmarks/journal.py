@@ -14,6 +14,10 @@ MEASURED = "measured"
 GOOD = (MEASURED, "passed", "skipped")  # outcomes of parts, and of tests
 
 
+class OutOfTime(BaseException):
+    """No Exception: what handles errors, as torch's compiler does, would take it for one of its own."""
+
+
 class Journal:
     """JSON lines: ``{"part": name}`` when a part begins, the same with its ``outcome`` when it has ended."""
 
@@ -47,7 +51,7 @@ def outcomes(path: Path) -> dict[str, str | None]:
 
 
 def within(seconds: float, part: Callable[[], Any]) -> Any:
-    """Calls ``part``; raises TimeoutError out of it after so many seconds.
+    """Calls ``part``; raises :class:`OutOfTime` out of it after so many seconds.
 
     The alarm repeats each second: an exception that is raised in a destructor is lost.
     """
@@ -57,7 +61,7 @@ def within(seconds: float, part: Callable[[], Any]) -> Any:
 
     def ring(signum: int, frame: FrameType | None) -> None:
         if armed:
-            raise TimeoutError
+            raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)

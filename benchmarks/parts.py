@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from .harness import RESULTS, Row, add, save
-from .journal import LOST, MEASURED, Journal, context_lost, within
+from .journal import LOST, MEASURED, Journal, OutOfTime, context_lost, within
 
 Parts = Mapping[str, Callable[[], list[Row]]]
 GRACE = 20.0  # seconds after a part's limit until the process ends, where the part does not: it hangs in C
@@ -56,7 +56,7 @@ def run(
             try:
                 made = within(limit, part)
                 outcome = MEASURED
-            except TimeoutError:
+            except OutOfTime:
                 outcome = f"not done after {limit:.0f} s"
             except Exception as error:
                 traceback.print_exc()

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from . import machine
-from .record import Record, line
+from .record import Record, line, reasons
 from .running import TAIL, Outcome, ended_early, execute, log_of, running, stop
 from .stages import ROOT, Stage, stages
 
@@ -43,8 +43,8 @@ def in_turn(chosen: Sequence[Stage]) -> Iterator[list[Stage]]:
 
 def report(outcome: Outcome) -> None:
     print(line(outcome), flush=True)
-    for part, why in list(outcome["lost"].items())[:10]:
-        print(f"    {part}: {why}")
+    for reason in reasons(outcome):
+        print(f"    {reason}"[:500])
     if outcome["tail"]:
         print("\n".join(f"    | {text}" for text in outcome["tail"]), flush=True)
 

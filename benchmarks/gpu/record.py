@@ -79,11 +79,19 @@ def summary(machine: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
         )
     for o in outcomes:
         if o["lost"]:
-            lines = [f"- {part}: {why or 'begun'}\n" for part, why in o["lost"].items()]
+            lines = [f"- {reason}\n" for reason in reasons(o)]
             parts.append(f"Lost in {o['stage']}:\n\n{''.join(lines)}")
         if o["tail"]:
             parts.append(f"The end of the log of {o['stage']}:\n\n```\n" + "\n".join(o["tail"]) + "\n```\n")
     return "\n".join(parts) + "\n"
+
+
+def reasons(outcome: Outcome) -> list[str]:
+    """Why parts were lost, and which, a line for each reason."""
+    of: dict[str, list[str]] = {}
+    for part, why in outcome["lost"].items():
+        of.setdefault(why, []).append(part)
+    return [f"{why}: {'; '.join(parts)}" for why, parts in of.items()]
 
 
 def cells(outcome: Outcome) -> list[str]:

@@ -85,7 +85,7 @@ def stages() -> list[Stage]:
         # A capture that fails can spoil what follows: in a process of its own.
         Stage("graphs", [*pytest(*on_gpu), *tests("device_graphs")], 90, "checks", FEW_THREADS),
         Stage("begin", suite("gpu.drift", 30, "begin"), 60, "timings"),
-        Stage("steps", suite("steps", 60), 180, "timings"),
+        Stage("steps", suite("steps", 90), 240, "timings"),
         Stage("operators", suite("operators", 20), 120, "timings"),
         Stage("bandwidth", suite("operators.bandwidth", 10), 60, "timings"),
         Stage("precision", suite("steps.precision", 60), 150, "timings"),
