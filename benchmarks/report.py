@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("bench-results"), help="folder (default: bench-results)"
     )
-    parser.add_argument("--results", type=Path, help="read from here, and leave the README as it is")
+    parser.add_argument("--results", type=Path, help="read from here, and leave docs/benchmarks.md as it is")
     options = parser.parse_args(arguments)
     output = options.output
     if options.results:

@@ -237,7 +237,7 @@ def test_on_a_gpu_the_table_has_the_column_of_the_target_and_no_reason_of_the_cp
         harness.row("operators", "psf_reuse_", "ResNet-50", samples, against="_foreach_add_", target=0.95),
     ]
     harness.save(rows, "cuda", tmp_path)
-    block = report.readme_block(tmp_path)
+    block = report.block(tmp_path)
     head = next(line for line in block.splitlines() if line.startswith("| What"))
     assert "copy / this" in head and "_foreach_add_ / this" in head
     assert re.findall("^- (.*)$", block, re.MULTILINE) == [
