@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks is no part of the package
 pytest.importorskip("matplotlib")
 from benchmarks import journal  # noqa: E402
 from benchmarks.gpu import __main__ as gpu  # noqa: E402
-from benchmarks.gpu import accuracy, machine, record, running, stages  # noqa: E402
+from benchmarks.gpu import machine, record, running, stages  # noqa: E402
 
 sys.path.remove(str(ROOT))
 
@@ -50,6 +50,7 @@ from benchmarks import harness, parts
 harness.machine = lambda device: {"gpu": "NVIDIA H200"}
 
 def row(name):
+    synchronize()
     return [harness.row("operators", name, "1", {"native": [1e-3], "eager": [2e-3]})]
 
 def raises(): raise ValueError("planted")
@@ -366,38 +367,6 @@ def test_stages_name_files_and_modules_that_exist():
         path = ROOT / argument.replace(".", "/")
         if argument.startswith("benchmarks."):
             assert (path / "__main__.py").exists() or path.with_suffix(".py").exists(), argument
-
-
-@pytest.fixture
-def jobs(tmp_path):
-    """Two small ones, and the folder of their made images."""
-    from benchmarks import data
-    from benchmarks.papers.jobs import FASHION, jobs
-
-    data.write("Fashion-MNIST", tmp_path / "data" / "Fashion-MNIST")
-    found = jobs(FASHION, seeds=1, epochs=1, made=True, methods=["SGD", "SAM", "AUSAM-0.5"])
-    return [job for _, of_row in found for job in of_row], tmp_path / "data"
-
-
-def test_accuracy_is_a_line_for_each_run_and_a_run_that_fails_costs_itself(jobs, tmp_path, monkeypatch):
-    (todo, data), output, cpu = jobs, tmp_path / "output", torch.device("cpu")
-    train = accuracy.runs.run
-
-    def fails(some, *arguments, **options):
-        if some == [todo[1]]:
-            raise RuntimeError("planted")
-        return train(some, *arguments, **options)
-
-    monkeypatch.setattr(accuracy.runs, "run", fails)
-    work = tmp_path / "work"
-    assert accuracy.train(todo[:2], data, output, cpu, 100, work)
-    assert not accuracy.train(todo, data, output, cpu, 0, work)  # no time for the last one
-    assert accuracy.train(todo, data, output, cpu, 100, work)
-    lines = [json.loads(line) for line in (output / accuracy.LINES).read_text().splitlines()]
-    assert [line["key"] for line in lines] == [job.key for job in todo]
-    assert lines[1]["failed"] == "RuntimeError: planted" and lines[1]["job"]["method"] == todo[1].method
-    assert all(len(line["accuracy"]) == 1 for line in (lines[0], lines[2]))
-    assert [path.name for path in output.iterdir()] == [accuracy.LINES]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

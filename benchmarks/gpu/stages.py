@@ -61,7 +61,8 @@ def sanitizer() -> str:
 def stages() -> list[Stage]:
     on_gpu = ("--backend=cuda", "-k", "cuda")
     # Left out: what needs other packages or a network, or builds.
-    others = ("demo", "packaging", "benchmarks", "cuda_build", "emulation", "docs", "readme", "gpu_command")
+    others = ("demo", "packaging", "benchmarks", "cuda_build", "emulation", "docs", "readme")
+    others += ("gpu_command", "gpu_suites")
     folders = ("frameworks", "papers")
     whole = ["tests", *(f"--ignore=tests/{f}" for f in folders), *(f"--ignore={t}" for t in tests(*others))]
     python = sys.executable
