@@ -42,7 +42,7 @@ def execute(stage: Stage, deadline: float, work: Path, tick: Callable[[], None] 
     """Runs the stage until ``deadline`` (of ``time.monotonic()``) at most; calls ``tick`` now and then."""
     changing = CHANGING if stage.kind == "timings" else ()
     begin, before = time.monotonic(), now(*changing)
-    why = _processes(stage, min(deadline, begin + stage.seconds), work, tick)
+    why = _processes(stage, min(deadline - stage.leaves, begin + stage.seconds), work, tick)
     text = log_of(stage, work).read_text(errors="replace") if log_of(stage, work).exists() else ""
     found = outcomes(journal_of(stage, work))
     bad = {part: outcome for part, outcome in found.items() if outcome not in GOOD}

@@ -11,6 +11,7 @@ OPERATORS = ("sampling", "statistics", "tensor_lists", "operator_contract", "bad
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ERRORS_FOUND = 86  # the exit status that compute-sanitizer is asked for
 FEW_THREADS = {"OMP_NUM_THREADS": "2"}
+FOR_THE_REPORT = 50.0  # seconds that the timings leave: to the last one, which shows drift, and to the report
 
 # In a command: how many seconds the stage may take, less some to end in; where its parts are written down;
 # where the figures go, and the report.
@@ -26,6 +27,7 @@ class Stage(NamedTuple):
     must_contain: str = ""  # else the log shows that nothing was checked
     essential: bool = False  # nothing is done after it has failed
     beside: bool = False  # two of those that follow each other run at a time
+    leaves: float = 0.0  # of the time for everything, to the stages after it
 
     @property
     def in_parts(self) -> bool:
@@ -86,14 +88,19 @@ def stages() -> list[Stage]:
         # A capture that fails can spoil what follows: in a process of its own.
         Stage("graphs", [*pytest(*on_gpu), *tests("device_graphs")], 90, "checks", FEW_THREADS),
         Stage("begin", suite("gpu.drift", 30, "begin"), 60, "timings"),
-        Stage("steps", suite("steps", 90), 240, "timings"),
-        Stage("operators", suite("operators", 20), 120, "timings"),
-        Stage("bandwidth", suite("operators.bandwidth", 10), 60, "timings"),
-        Stage("precision", suite("steps.precision", 60), 150, "timings"),
-        Stage("memory", suite("steps.memory", 30), 60, "timings"),
-        # The others' packages travel with the tree, or not at all: there is no network.
-        *([Stage("peers", suite("steps.peers", 40), 90, "timings")] if PEERS.exists() else []),
-        Stage("scaling", suite("steps.scaling", 25), 60, "timings"),
+        *(
+            Stage(name, suite(module, each), seconds, "timings", leaves=FOR_THE_REPORT)
+            for name, module, each, seconds in (
+                ("steps", "steps", 90, 200),
+                ("operators", "operators", 20, 90),
+                ("bandwidth", "operators.bandwidth", 10, 50),
+                ("precision", "steps.precision", 60, 100),
+                ("memory", "steps.memory", 30, 50),
+                # The others' packages travel with the tree, or not at all: there is no network.
+                *([("peers", "steps.peers", 40, 60)] if PEERS.exists() else []),
+                ("scaling", "steps.scaling", 25, 50),
+            )
+        ),
         Stage("end", suite("gpu.drift", 30, "end"), 60, "timings"),
         Stage(
             "report",
