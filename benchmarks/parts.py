@@ -52,7 +52,7 @@ def run(
             outcome = "no time was left"
         else:
             if limit < math.inf:
-                faulthandler.dump_traceback_later(limit + GRACE, exit=True)
+                faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=sys.__stderr__)
             try:
                 made = within(limit, part)
                 outcome = MEASURED

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of the package
 for module in ("matplotlib", "PIL", "tqdm"):
     pytest.importorskip(module)
-from benchmarks import data  # noqa: E402
+from benchmarks import data, parts  # noqa: E402
 from benchmarks.gpu import accuracy  # noqa: E402
+from benchmarks.harness import row  # noqa: E402
 from benchmarks.networks import mlp  # noqa: E402
 from benchmarks.operators import __main__ as operators_main  # noqa: E402
 from benchmarks.operators import bandwidth  # noqa: E402
@@ -40,17 +42,43 @@ def test_what_matters_most_is_timed_first():
     assert len(operators) > len(CASES) and all(n.endswith(", compiled") for n in operators[len(CASES) :])
 
 
+def test_what_does_not_fit_the_time_is_left_out_and_said(tmp_path, capsys):
+    """Rows are saved as they come; a whole run replaces the suite's, part of one adds to them."""
+
+    def part(seconds, *names):
+        def measured():
+            time.sleep(seconds)
+            return [row("steps", name, "tiny", {"a": [1.0]}) for name in names]
+
+        return measured
+
+    def stored():
+        suites = json.loads((tmp_path / "cpu.json").read_text())
+        return [each["what"] for each in suites["steps"]["rows"]]
+
+    chosen = {"old": part(0, "old")}
+    assert parts.run(chosen, "cpu", folder=tmp_path) and stored() == ["old"]
+    chosen = {"two": part(0, "a", "b"), "slow": part(30, "c"), "one": part(0, "d"), "last": part(30, "e")}
+    assert not parts.run(chosen, "cpu", seconds=1.5, each=0.5, folder=tmp_path)
+    assert stored() == ["old", "a", "b", "d"]
+    said = capsys.readouterr().out
+    assert "slow: not done after 0 s" in said and "last: not done after 0 s" in said
+    assert not parts.run(chosen, "cpu", seconds=0, folder=tmp_path)
+    assert "two: no time was left" in capsys.readouterr().out
+    assert parts.run({"two": chosen["two"]}, "cpu", folder=tmp_path) and stored() == ["a", "b"]
+
+
 def test_steps_in_bfloat16_have_paces_and_shares_of_sam(threads):
     threads(1)
     rows = precision.measure("MLP", mlp, 16, rounds=3, device="cpu")
     assert [row["what"] for row in rows] == ["SGD", "SAM", "AUSAM-0.5"]
     assert {row["size"] for row in rows} == {"MLP, 16 images, bfloat16"}
-    for row in rows:
-        pace = row["images_per_second"]["eager"]
-        assert pace == pytest.approx(16 / row["columns"]["eager"]["median"], rel=0.01)
+    for r in rows:
+        pace = r["images_per_second"]["eager"]
+        assert pace == pytest.approx(16 / r["columns"]["eager"]["median"], rel=0.01)
         share = 100 * pace / rows[1]["images_per_second"]["eager"]
-        assert row["SAM_percent"]["eager"] == pytest.approx(share, rel=0.01)
-        assert row["host_microseconds"]["eager"] > 0
+        assert r["SAM_percent"]["eager"] == pytest.approx(share, rel=0.01)
+        assert r["host_microseconds"]["eager"] > 0
     step = precision.Step("AUSAM-0.5", mlp, 16, torch.bfloat16, "cpu")
     before = [p.clone() for p in step.model.parameters()]
     step()
