@@ -9,6 +9,7 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks is no part of the package
 pytest.importorskip("matplotlib")
 from benchmarks import journal  # noqa: E402
 from benchmarks.gpu import __main__ as gpu  # noqa: E402
-from benchmarks.gpu import machine, record, running, stages  # noqa: E402
+from benchmarks.gpu import live, machine, record, running, stages  # noqa: E402
 
 sys.path.remove(str(ROOT))
 
@@ -279,10 +280,12 @@ def test_only_checks_or_timings(run):
     assert list(run(chosen, "--only", "timings")[1].stages) == ["build", "steps"]
 
 
-def test_architectures_of_the_image_are_not_passed_on(run, monkeypatch):
+def test_architectures_of_the_image_are_not_passed_on_but_its_packages_are(run, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0")
-    _, left = run([python("build", "import os; print(os.environ.get('TORCH_CUDA_ARCH_LIST'))")])
-    assert left.files["build.log"] == "None\n"
+    monkeypatch.setenv("PYTHONPATH", "/carried/packages")
+    code = "import os; print(os.environ.get('TORCH_CUDA_ARCH_LIST'), os.environ['PYTHONPATH'])"
+    _, left = run([python("build", code)])
+    assert left.files["build.log"] == f"None {ROOT}{os.pathsep}/carried/packages\n"
 
 
 TESTS = """
@@ -364,6 +367,38 @@ def test_clocks_are_read_and_what_cannot_be_asked_is_left_out(monkeypatch):
     said.clear()
     assert machine.now("SM clock") == {} and machine.facts() == {}
     assert machine.sources()["commit"] == "unknown" and len(machine.sources()["sources"]) == 16
+
+
+def test_the_record_names_what_the_figures_depend_on(monkeypatch):
+    properties = {"gpu": "NVIDIA H200", "torch": "2.11.0+cu130"}
+    said = {
+        sys.executable: json.dumps(properties),
+        "nvidia-smi": "580.1, 345 MHz, 3201 MHz, 1980 MHz, 76.1 W, 700.00 W, 31",
+        "nvcc": "nvcc: NVIDIA (R) Cuda compiler driver\nBuild cuda_13.0.r13.0",
+        "git": "0123abc",
+    }
+    monkeypatch.setattr(machine, "output", lambda *command: said[command[0]])
+    facts = machine.facts()
+    assert facts.items() >= properties.items() and facts["nvcc"] == "Build cuda_13.0.r13.0"
+    assert (facts["driver"], facts["SM clock"], facts["power limit"]) == ("580.1", "345 MHz", "700.00 W")
+    assert facts["commit"] == "0123abc with changes"  # git status said something too
+    digest = facts["sources"]
+    monkeypatch.setattr(machine, "ROOT", ROOT / "csrc")
+    assert machine.sources()["sources"] != digest
+
+
+def test_live_means_that_a_kernel_gives_the_right_result(monkeypatch, capsys):
+    reason = SimpleNamespace(kernels="reference", reason="no nvcc")
+    monkeypatch.setattr(live.ausam_ext, "backends", lambda: {"cuda": reason})
+    with pytest.raises(SystemExit, match="the CUDA kernels are not live: no nvcc"):
+        live.main()
+    monkeypatch.setattr(live.ausam_ext, "backends", lambda: {"cuda": SimpleNamespace(kernels="compiled")})
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    live.main()
+    assert capsys.readouterr().out == "the CUDA kernels are live\n"
+    monkeypatch.setattr(live.ops, "dlp", lambda loss, perturbed: (loss - perturbed).abs() + 1e-7)
+    with pytest.raises(SystemExit, match="dlp gives another result than the reference"):
+        live.main()
 
 
 def test_stages_name_files_and_modules_that_exist():

@@ -124,7 +124,8 @@ def _process(
 ) -> int | None:
     """The exit status; None if it had to be stopped."""
     environment = {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"}  # the image's own
-    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     with log_of(stage, work).open("ab") as log:
         process = subprocess.Popen(
             command,
