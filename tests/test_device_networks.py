@@ -51,10 +51,7 @@ def compiler(dynamo_unharmed):
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
-    r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning",
-)
+@pytest.mark.filterwarnings("default")  # torch's compiler warns, also of what a GPU could do faster
 @pytest.mark.parametrize("method", ["SAM", "AUSAM"])
 def test_compiled_steps(device, method, compiler):
     """A whole step as one graph gives what the eager one gives."""
