@@ -181,8 +181,10 @@ def test_a_part_that_raises_hangs_or_kills_the_process_costs_that_part(run):
         "dies": "the process ended: SIGKILL",
         "hangs": "not done after 1 s",
     }
-    assert left.stages["operators"]["counts"] == {"measured": 4, "failed": 3}
-    assert left.why("operators") == "3 of 7 parts failed" and "- not done after 1 s: hangs\n" in left.summary
+    assert left.stages["operators"]["counts"] == {"measured": 4, "failed": 2, "not done": 1}
+    assert (
+        left.why("operators") == "3 of 7 parts were lost" and "- not done after 1 s: hangs\n" in left.summary
+    )
     assert "ValueError: planted" in left.files["operators.log"]  # with its traceback
     assert "## Operators" in left.summary and "| third " in left.summary
 

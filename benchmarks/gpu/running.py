@@ -23,6 +23,7 @@ ENDING = 15.0  # seconds that a stage which is told its time has to end in
 LAST_WORDS = 5.0  # seconds between the request to stop and the end
 PROCESSES = 25  # that a stage in parts has at most
 TAIL = 25  # lines of a log
+NOT_DONE = ("not done", "no time")  # so begin the outcomes of parts that had too little time
 
 Outcome = dict[str, Any]
 
@@ -48,7 +49,7 @@ def execute(stage: Stage, deadline: float, work: Path, tick: Callable[[], None] 
     bad = {part: outcome for part, outcome in found.items() if outcome not in GOOD}
     good = sum(outcome in GOOD and outcome != "skipped" for outcome in found.values())
     if not why and bad:
-        why = f"{len(bad)} of {len(found)} parts failed"
+        why = f"{len(bad)} of {len(found)} parts were lost"
     if not why and stage.in_parts and not good:
         why = "nothing was measured or tested"
     if not why and stage.must_contain not in text:
@@ -68,7 +69,10 @@ def execute(stage: Stage, deadline: float, work: Path, tick: Callable[[], None] 
 
 def counts(found: dict[str, str | None], log: str) -> dict[str, int]:
     """How many parts had each outcome, and what compute-sanitizer found."""
-    counted = dict(Counter(o if o in GOOD else "failed" for o in found.values() if o is not None))
+    words = [
+        o if o in GOOD else "not done" if o.startswith(NOT_DONE) else "failed" for o in found.values() if o
+    ]
+    counted = dict(Counter(words))
     findings = re.findall(r"SUMMARY: (\d+) (?:error|hazard)", log)
     return counted | ({"findings": sum(map(int, findings))} if findings else {})
 
