@@ -9,7 +9,7 @@ EXCLUDED := --exclude libc10.so --exclude libtorch_cpu.so --exclude libtorch.so
 SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: docs wheel sdist wheels demo test test-install test-cuda-build test-sanitized gpu test-frameworks bench bench-gate evidence papers lint format clean
+.PHONY: docs wheel sdist wheels demo test test-install test-cuda-build test-sanitized gpu gpu-accuracy test-frameworks bench bench-gate evidence papers lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -32,10 +32,14 @@ test-sanitized: .venv/with-test .venv/installed
 	$(BIN)/pytest -m sanitize -rP
 
 # Builds in place, tests and times the CUDA kernels on this machine's GPU, with the Python that is there and no
-# network: under 9 minutes. Needs pytest, hypothesis, pytest-benchmark, numpy, matplotlib, Pillow, setuptools,
-# pybind11 and ninja.
+# network: under 9 minutes, or half of it at a time (python -m benchmarks.gpu --help). Needs pytest, hypothesis,
+# numpy, matplotlib, Pillow, setuptools, pybind11 and ninja.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
+
+# All methods on Fashion-MNIST on this machine's GPU: DATA is the folder that has it in a folder Fashion-MNIST.
+gpu-accuracy:
+	$(PYTHON) -m benchmarks.gpu.accuracy --data "$(DATA)" --minutes $(or $(MINUTES),9)
 
 # The bridges to frameworks and their examples, with the released packages, in an environment of their own.
 test-frameworks: .venv-frameworks/ready
@@ -43,7 +47,8 @@ test-frameworks: .venv-frameworks/ready
 
 # Every figure of benchmarks/results, and what is drawn from them: docs/benchmarks.md and bench-results/.
 bench: .venv/with-test .venv/installed
-	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks
+	$(BIN)/python -m benchmarks.operators
+	$(BIN)/pytest --benchmark-only -q --benchmark-columns=median,iqr,rounds benchmarks/operators/test_table.py
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.steps.scaling
 	$(BIN)/python -m benchmarks.steps.memory

@@ -77,17 +77,20 @@ def _wall_clock(f: Callable[[], object], calls: int) -> float:
 
 
 class _Events:
-    """Seconds of ``calls`` calls on the GPU, each after its caches were overwritten."""
+    """Seconds of ``calls`` calls on the GPU, each after its caches were filled with something else.
+
+    By reading: lines that were written would have to leave the cache during the call.
+    """
 
     def __init__(self) -> None:
         size = 2 * torch.cuda.get_device_properties("cuda").L2_cache_size
-        self.flush = torch.empty(max(size, 1 << 28), dtype=torch.int8, device="cuda")
+        self.other = torch.zeros(max(size, 1 << 28) // 4, device="cuda")
 
     def __call__(self, f: Callable[[], object], calls: int) -> float:
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
         torch.cuda.synchronize()
         for start, end in events:
-            self.flush.zero_()
+            self.other.sum()
             start.record()
             f()
             end.record()
@@ -190,11 +193,31 @@ def result_file(device: str = "cpu", folder: Path = RESULTS) -> Path:
 def save(rows: Sequence[Row], device: str = "cpu", folder: Path = RESULTS) -> Path:
     """Writes the rows into the machine's file, in place of all that stands there of the same suites."""
     path = result_file(device, folder)
-    suites = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    suites = _stored(path)
     for suite in dict.fromkeys(r["suite"] for r in rows):
         suites[suite] = {"machine": machine(device), "rows": [r for r in rows if r["suite"] == suite]}
-    path.write_text(_one_row_per_line(dict(sorted(suites.items()))), encoding="utf-8")
+    replace(path, _one_row_per_line(dict(sorted(suites.items()))))
     return path
+
+
+def add(rows: Sequence[Row], device: str = "cpu", folder: Path = RESULTS) -> Path:
+    """Adds the rows to the machine's file; one of the same suite, name and size makes way."""
+    stored = [r for suite in _stored(result_file(device, folder)).values() for r in suite["rows"]]
+    merged = {(r["suite"], r["what"], r["size"]): r for r in (*stored, *rows)}
+    changed = {r["suite"] for r in rows}
+    return save([r for r in merged.values() if r["suite"] in changed], device, folder)
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file so that at every moment the old one or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _one_row_per_line(suites: dict[str, Any]) -> str:
@@ -218,6 +241,16 @@ def launches(f: Callable[[], object]) -> int:
         f()
         torch.cuda.synchronize()
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+def host_seconds(f: Callable[[], object], device: str, calls: int = 20) -> float:
+    """Seconds per call until the host goes on, whatever the GPU still has to do."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    f()
+    wait()
+    seconds = _wall_clock(f, calls) / calls
+    wait()
+    return seconds
 
 
 def graph(f: Callable[[], object]) -> Callable[[], None]:

@@ -53,7 +53,7 @@ def write(output: Path, folder: Path = RESULTS) -> None:
                 page.append(f'<img alt="{picture}" src="data:image/png;base64,{b64encode(image).decode()}">')
             md.append(markdown(table(rows)))
             page.append(html_table(table(rows)))
-            if lost := losses(rows):
+            if lost := losses(rows, "gpu" in content["machine"]):
                 md.append("Where it loses:\n\n" + "".join(f"- {sentence}\n" for sentence in lost))
                 items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in lost)
                 page.append(f"<p>Where it loses:</p><ul>{items}</ul>")
@@ -67,7 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("bench-results"), help="folder (default: bench-results)"
     )
-    output = parser.parse_args(arguments).output
+    parser.add_argument("--results", type=Path, help="read from here, and leave docs/benchmarks.md as it is")
+    options = parser.parse_args(arguments)
+    output = options.output
+    if options.results:
+        write(output, options.results)
+        print(f"{output / 'report.html'} and {output / 'report.md'} are written.")
+        return
     write(output)
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(BLOCK.sub(lambda m: m[1] + block() + m[2], page), encoding="utf-8")

@@ -21,13 +21,16 @@ TITLES = {
     "peers": "Beside other implementations of SAM",
     "scaling": "Scaling",
     "memory": "Memory",
+    "precision": "Steps in bfloat16, as graphs and compiled",
+    "bandwidth": "Share of copy bandwidth",
+    "drift": "Drift of the machine between the first and the last timing",
 }
 KEYS = ("suite", "what", "size", "columns", "ratios", "against", "target", "bytes", "note")
 ASIDE = ("copy", "graph", "part: ")  # no rivals: they do other work, a part of it, or are the same call
 BOUNDS = (*ASIDE, "ideal")  # what a row may lose to
 
 
-# Why an operator loses to a column.
+# Why an operator loses to a column, on the CPU. What a GPU's row says in its note is the GPU's own.
 REASONS = {
     "psf_reuse_ / _foreach_add_": (
         "both wait for memory; this asks first for the line that it only reads, which costs up to 7 % in one "
@@ -60,10 +63,11 @@ def table(rows: Sequence[Row], brief: bool = False) -> Cells:
     """The time of each row's first column, or its bytes, and how many times as long the others take.
 
     Columns that most rows lack share one. ``brief`` leaves out what a row counts beside times, and the
-    columns that are no rivals.
+    columns that are no rivals, unless a target names them.
     """
     counts = Counter(name for row in rows for name in row["ratios"])
-    names = [name for name in counts if not (brief and name.startswith(ASIDE))]
+    aims = {row["against"] for row in rows if row["target"]}
+    names = [name for name in counts if not brief or name in aims or not name.startswith(ASIDE)]
     own = [name for name in names if 2 * counts[name] >= len(rows)]
     rest = [[name for name in row["ratios"] if name in names and name not in own] for row in rows]
     shown = {
@@ -125,9 +129,9 @@ def text(value: Any) -> str:
     )
 
 
-def losses(rows: Sequence[Row]) -> list[str]:
+def losses(rows: Sequence[Row], gpu: bool = False) -> list[str]:
     """A sentence for each row that misses its target, and for each operator that PyTorch does faster."""
-    sentences = []
+    sentences, reasons = [], {} if gpu else REASONS
     for row in rows:
         for name, r in row["ratios"].items():
             target = row["target"] if name == row["against"] else None
@@ -136,7 +140,7 @@ def losses(rows: Sequence[Row]) -> list[str]:
                 short_of = f" (target {target:g})" if target else ""
                 what = f"times as fast as {name}" if row["columns"] else f"{name} / this"
                 speed = f"{ratio(row, name)} {what}{short_of}"
-                reason = REASONS.get(f"{row['what']} / {name}", row["note"] or "not explained yet")
+                reason = reasons.get(f"{row['what']} / {name}", row["note"] or "not explained yet")
                 sentences.append(f"{row['what']}, {row['size']}: {speed}: {reason}")
     return sentences
 
@@ -157,7 +161,9 @@ def summary(suites: Suites) -> str:
         if aimed:
             parts.append(f"{TITLES.get(name, name)} on {description(suite['machine'])}:\n")
             parts.append(markdown(table(aimed, brief=True)))
-    lost = [sentence for suite in suites.values() for sentence in losses(suite["rows"])]
+    lost = [
+        sentence for suite in suites.values() for sentence in losses(suite["rows"], "gpu" in suite["machine"])
+    ]
     if lost:
         parts.append("Where it loses:\n")
         parts.append("".join(f"- {sentence}\n" for sentence in lost))

@@ -3,7 +3,6 @@
 import copy
 import re
 import sys
-import time
 from itertools import count
 from pathlib import Path
 
@@ -18,7 +17,6 @@ pytest.importorskip("PIL")
 from ausam_ext import VSAM
 from benchmarks.data import Encoded, in_memory
 from benchmarks.papers import published
-from benchmarks.steps import __main__ as steps
 from benchmarks.steps import variants
 from benchmarks.steps.epochs import STEPS, Epoch
 from benchmarks.steps.family import FAMILY
@@ -136,20 +134,6 @@ def test_passes_run_on_as_many_samples_as_they_say(parts, samples):
     epoch, seen = epoch_of(lambda task: Passes(task, *parts), 16)
     epoch()
     assert epoch.steps == [10] and sum(map(len, seen)) == 10 * samples
-
-
-def test_settings_that_do_not_fit_the_time_are_left_out_and_said(monkeypatch, capsys):
-    saved = []
-    monkeypatch.setattr(steps, "save", lambda rows, device: saved.append(list(rows)))
-
-    def setting(seconds, *rows):
-        return lambda device: (time.sleep(seconds), list(rows))[1]
-
-    chosen = [setting(0.0, "a", "b"), setting(0.1, "c"), setting(30.0, "d"), setting(0.0)]
-    assert steps.run(chosen, "cpu", seconds=1.0) == 2
-    assert saved == [["a", "b"], ["a", "b", "c"]]
-    assert "1 s are over: 2 of 4 settings are left out" in capsys.readouterr().out
-    assert steps.run(chosen[:2], "cpu") == 2 and saved[-1] == ["a", "b", "c"]
 
 
 def test_papers_are_quoted_with_their_tables():

@@ -69,11 +69,11 @@ def test_on_cuda_events_time_each_call_with_a_cold_cache(monkeypatch, tmp_path):
             return 2.0  # milliseconds
 
     class Buffer:
-        def __init__(self, size, dtype, device):
-            assert size * dtype.itemsize > 50 << 20 and device == "cuda"
+        def __init__(self, size, device):
+            assert size * 4 > 2 * (50 << 20) and device == "cuda"
 
-        def zero_(self):
-            log.append("flush")
+        def sum(self):
+            log.append("read")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
@@ -81,10 +81,10 @@ def test_on_cuda_events_time_each_call_with_a_cold_cache(monkeypatch, tmp_path):
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 << 20)
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(torch, "empty", Buffer)
+    monkeypatch.setattr(torch, "zeros", Buffer)
     samples = harness.compare({"f": lambda: log.append("call")}, rounds=2, min_time=5e-3, device="cuda")
     assert samples == {"f": [2e-3, 2e-3]}
-    assert log[-14:] == ["synchronize", *["flush", "event", "call", "event"] * 3, "synchronize"]
+    assert log[-14:] == ["synchronize", *["read", "event", "call", "event"] * 3, "synchronize"]
     assert harness.result_file("cuda", tmp_path) == tmp_path / "nvidia-h200.json"
 
 
@@ -95,6 +95,25 @@ def test_ratios_are_those_within_a_round():
     }  # though the times differ fourfold
     assert row["columns"]["native"] == {"median": 2e-3, "q1": 1.5e-3, "q3": 3e-3, "n": 3}
     assert row["against"] == "eager"
+
+
+def test_rows_are_added_one_by_one_and_a_file_is_never_half_written(tmp_path, monkeypatch):
+    path = harness.add([made(), made("steps")], folder=tmp_path)
+    harness.add([{**made(ratio=5.0), "size": "200"}], folder=tmp_path)
+    harness.add([made(ratio=3.0)], folder=tmp_path)
+    suites = json.loads(path.read_text())
+    found = [(row["size"], row["ratios"]["eager"]["median"]) for row in suites["operators"]["rows"]]
+    assert found == [("100", 3.0), ("200", 5.0)] and len(suites["steps"]["rows"]) == 1
+    before, write = path.read_text(), Path.write_text
+
+    def killed(self, text, **options):
+        write(self, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        harness.add([made(ratio=7.0)], folder=tmp_path)
+    assert path.read_text() == before
 
 
 def test_a_suite_that_runs_again_replaces_its_rows_alone(tmp_path):
@@ -206,6 +225,27 @@ def test_readme_block_has_the_rows_with_a_target_and_a_line_for_each_that_misses
 def test_what_pytorch_does_faster_is_said_without_a_target_too():
     (line,) = tables.losses([made(ratio=0.5), made(ratio=1.5), made("scaling", ratio=0.5)])
     assert line == "psf_reuse_, 100: 0.50 (0.50 to 0.50) times as fast as eager: not explained yet"
+
+
+def test_on_a_gpu_the_table_has_the_column_of_the_target_and_no_reason_of_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "result_file", lambda device, folder: folder / "nvidia-h200.json")
+    cpu = harness.machine()
+    monkeypatch.setattr(harness, "machine", lambda device: {**cpu, "gpu": "NVIDIA H200", "cuda": "13.0"})
+    samples = {"native": [1e-3] * 3, "eager": [2e-3] * 3, "copy": [0.8e-3] * 3, "_foreach_add_": [0.9e-3] * 3}
+    rows = [
+        harness.row("operators", "perturb_", "ResNet-50", samples, against="copy", target=0.85),
+        harness.row("operators", "psf_reuse_", "ResNet-50", samples, against="_foreach_add_", target=0.95),
+    ]
+    harness.save(rows, "cuda", tmp_path)
+    block = report.block(tmp_path)
+    head = next(line for line in block.splitlines() if line.startswith("| What"))
+    assert "copy / this" in head and "_foreach_add_ / this" in head
+    assert re.findall("^- (.*)$", block, re.MULTILINE) == [
+        "perturb_, ResNet-50: 0.80 (0.80 to 0.80) times as fast as copy (target 0.85): not explained yet",
+        "perturb_, ResNet-50: 0.90 (0.90 to 0.90) times as fast as _foreach_add_: not explained yet",
+        "psf_reuse_, ResNet-50: 0.90 (0.90 to 0.90) times as fast as _foreach_add_ (target 0.95): "
+        "not explained yet",
+    ]
 
 
 def test_report_is_one_file_with_a_picture_for_each_suite(tmp_path):

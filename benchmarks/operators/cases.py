@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ausam_ext import ops, reference
 
-from ..harness import Row, compare, copy_of, graph, launches, row
+from ..harness import Row, compare, copy_of, graph, host_seconds, launches, row
 from .shapes import LISTS
 
 WEIGHTS = {"s_min": 0.1, "s_max": 1.0}
@@ -95,6 +95,9 @@ def measure(case: Case, device: str = "cpu", *, rounds: int = 30, seconds: float
     made = row("operators", case.what, case.size, samples, against=against, target=target, bytes=case.bytes)
     if device == "cuda":
         made["launches"] = {name: launches(columns[name]) for name in ("native", "eager") if name in columns}
+        made["host_microseconds"] = {
+            name: round(1e6 * host_seconds(columns[name], device), 1) for name in made["launches"]
+        }
     elif DRAW in columns:
         limit = median(b / a for a, b in zip(samples[DRAW], samples["torch.multinomial"], strict=True))
         made["note"] = (

@@ -1,8 +1,8 @@
-"""Each operator at each size: `make bench`.
+"""One operator, compared with earlier runs: `pytest benchmarks -k psf_reuse_`.
 
 pytest-benchmark picks the cases (-k), times the native kernel alone and compares it with earlier runs
 (--benchmark-compare). Each test's extra_info holds the ratios to the columns of cases.py, which
-take turns with it; a run of all cases is kept in benchmarks/results.
+take turns with it. `python -m benchmarks.operators` keeps those of all cases.
 """
 
 import pytest
@@ -10,7 +10,6 @@ import torch
 
 import ausam_ext
 
-from ..harness import save
 from .cases import CASES, measure
 
 DEVICES = [name for name in ("cpu", "cuda") if name == "cpu" or torch.cuda.is_available()]
@@ -24,21 +23,11 @@ def device(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def rows(device):
-    rows = []
-    yield rows
-    if len(rows) == len(CASES):
-        save(rows, device)
-
-
 @pytest.mark.filterwarnings("default")  # torch.compile warns
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_operator(benchmark, case, device, rows, request):
+def test_operator(benchmark, case, device, request):
     seconds = 3 * float(request.config.getoption("benchmark_max_time"))  # 1 by default
-    row = measure(case, device, seconds=seconds)
     benchmark.group = case.what
-    benchmark.extra_info.update(row)
+    benchmark.extra_info.update(measure(case, device, seconds=seconds))
     native = case.columns(device, rivals=False)["native"]
     benchmark(native if device == "cpu" else lambda: (native(), torch.cuda.synchronize()))
-    rows.append(row)

@@ -5,83 +5,65 @@ second are those of a batch before the choice, as the papers count. ``--seconds`
 fewer rounds, and leaves out the settings that do not fit.
 """
 
-import argparse
-import signal
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
-from ..harness import Row, save
+from .. import parts
 from ..networks import PAPERS, resnet18, small_cnn
 from .family import FAMILY
 from .measure import measure
 from .variants import ALL, columns
 
+LAST = "PyramidNet-110"  # it takes as long as all others
 
-def settings(device: str, brief: bool = False) -> list[Callable[..., list[Row]]]:
+
+def settings(device: str, brief: bool = False) -> parts.Parts:
     """Small networks; where there is a GPU those of the papers too, and each step as a CUDA graph.
 
     ``brief``: fewer methods and rounds.
     """
     few = columns([0.5], [0.3])
     if device == "cpu":
-        cnn = partial(measure, name="small CNN", network=small_cnn, batch_size=64)
-        narrow = partial(
-            measure, name="ResNet-18, 1/8 width", network=partial(resnet18, width=8), batch_size=32
-        )
-        return [
-            *(
-                partial(one, "steps", columns=chosen, encoded=encoded, rounds=3, instances=4)
-                for encoded in (False, True)
-                for one, chosen in ((cnn, ALL), (narrow, few))
-            ),
-            *(partial(one, "family", columns=FAMILY, rounds=4, instances=6) for one in (cnn, narrow)),
-        ]
+        chosen = {
+            ("small CNN", small_cnn, 64): ALL,
+            ("ResNet-18, 1/8 width", partial(resnet18, width=8), 32): few,
+        }
+        kinds = {"from memory": False, "PNG files": True}
+        steps = {
+            f"{name}, {kind}": partial(
+                measure, "steps", name, network, own, encoded=encoded, rounds=3, instances=4, batch_size=size
+            )
+            for kind, encoded in kinds.items()
+            for (name, network, size), own in chosen.items()
+        }
+        family = {
+            f"{name}, the family": partial(
+                measure, "family", name, network, FAMILY, rounds=4, instances=6, batch_size=size
+            )
+            for name, network, size in chosen
+        }
+        return {name: partial(part, device=device) for name, part in {**steps, **family}.items()}
+    # What matters most comes first: SAM% of the papers' networks.
     graphs = columns([0.5], [0.3], captured=True)
-    return [
-        partial(measure, "steps", name, network, chosen, encoded=encoded, rounds=3 if brief else 6)
-        for encoded in (False, True)
-        for name, network in {"small CNN": small_cnn, **PAPERS}.items()
-        for chosen in (few if brief else ALL, graphs)
-    ]
-
-
-def run(chosen: Sequence[Callable[..., list[Row]]], device: str, seconds: float | None = None) -> int:
-    """Saves the rows of each setting as they come; returns how many settings the time was enough for."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    if seconds is not None:
-        signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-    rows: list[Row] = []
-    done = 0
-    try:
-        for setting in chosen:
-            rows += setting(device=device)
-            done += 1
-            save(rows, device)
-    except TimeoutError:
-        print(f"{seconds:.0f} s are over: {len(chosen) - done} of {len(chosen)} settings are left out")
-    finally:
-        if seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    return done
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
-    parser.add_argument("--seconds", type=float, help="be brief, and leave out what does not fit")
-    seconds = parser.parse_args().seconds
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(1)  # what else runs on the machine disturbs one thread least
-    torch.backends.cudnn.benchmark = True  # all batches of a method are of one size
-    if not run(settings(device, brief=seconds is not None), device, seconds):
-        parser.exit(1, "no setting fitted\n")
+    networks = {name: network for name, network in PAPERS.items() if name != LAST} | {"small CNN": small_cnn}
+    kinds = {
+        "from memory": (few if brief else ALL, False),
+        "from memory, graph": (graphs, False),
+        "PNG files": (few if brief else ALL, True),
+        **({} if brief else {"PNG files, graph": (graphs, True)}),
+    }
+    rounds = 3 if brief else 6
+    return {
+        f"{name}, {kind}": partial(
+            measure, "steps", name, network, own, encoded=encoded, rounds=rounds, device=device
+        )
+        for some in (networks, {LAST: PAPERS[LAST]})
+        for kind, (own, encoded) in kinds.items()
+        for name, network in some.items()
+    }
 
 
 if __name__ == "__main__":
-    main()
+    torch.backends.cudnn.benchmark = True  # all batches of a method are of one size
+    parts.main("steps", settings, threads=1)  # what else runs on a machine disturbs one thread least

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from .. import parts
 from ..data import in_memory
-from ..harness import Row, save
+from ..harness import Row
 from ..networks import PAPERS, mlp, resnet18, small_cnn
 from .epochs import STEPS, Epoch
 from .measure import BATCH_SIZE
@@ -96,17 +97,17 @@ def measure(
     return rows
 
 
-def run(device: str) -> list[Row]:
-    rows = measure("MLP", mlp, device) + measure("small CNN", small_cnn, device, 32)
+def networks(device: str, brief: bool) -> parts.Parts:
+    chosen: dict[str, tuple[Callable[[], nn.Module], int]] = {
+        "MLP": (mlp, BATCH_SIZE),
+        "small CNN": (small_cnn, 32),
+    }
     if device == "cpu":
-        return rows + measure("ResNet-18, 1/4 width", partial(resnet18, width=16), device, 8)
-    return rows + [r for name, network in PAPERS.items() for r in measure(name, network, device)]
-
-
-def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    save(run(device), device)
+        chosen["ResNet-18, 1/4 width"] = (partial(resnet18, width=16), 8)
+    else:
+        chosen |= {name: (network, BATCH_SIZE) for name, network in PAPERS.items()}
+    return {name: partial(measure, name, network, device, size) for name, (network, size) in chosen.items()}
 
 
 if __name__ == "__main__":
-    main()
+    parts.main("steps.memory", networks)

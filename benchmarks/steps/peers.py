@@ -7,7 +7,6 @@ None of the others keeps running statistics to the first pass, here or by itself
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module, metadata
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 from ausam_ext import SAM
 
-from ..harness import Row, compare, launches, row, save
+from .. import parts
+from ..harness import Row, compare, host_seconds, launches, row
 from ..networks import PAPERS, mlp, resnet18, small_cnn
 from .memory import peak
 
@@ -97,20 +97,9 @@ class Step:
             self.optimizer.second_step(zero_grad=True)
 
 
-def host_seconds(step: Callable[[], None], calls: int = 20) -> float:
-    """Seconds per step until the host goes on, whatever the GPU still has to do."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    seconds = time.perf_counter() - start
-    torch.cuda.synchronize()
-    return seconds / calls
-
-
 def measure(
-    name: str, network: Callable[[], nn.Module], batch_size: int, *, device: str, passes: bool = True
-) -> Row:
+    name: str, network: Callable[[], nn.Module], batch_size: int, *, device: str, passes: bool
+) -> list[Row]:
     columns = {OURS: None, **makers()}
     steps = {c: Step(make, network, batch_size, device, passes) for c, make in columns.items()}
     for step in steps.values():
@@ -128,42 +117,37 @@ def measure(
         facts["peak_bytes"][column] = peak(train, device)
     if device == "cuda":
         facts["launches"] = {c: launches(step) for c, step in steps.items()}
-        facts["host_seconds"] = {c: host_seconds(step) for c, step in steps.items()}
-    return row(
-        "peers",
-        "SAM step" if passes else "SAM step without its passes",
-        f"{name}, {batch_size} images" if passes else name,
-        seconds,
-        against=min(makers(), key=lambda c: median(seconds[c])),
-        target=1.0,
-        note="the passes, which are the same, take most of it" if passes else None,
-        **facts,
-    )
-
-
-def run(device: str) -> list[Row]:
-    narrow = partial(resnet18, width=8)
-    rows = [
-        measure("MLP", mlp, 32, device=device),
-        measure("small CNN", small_cnn, 8, device=device),
-        measure("ResNet-18, 1/8 width", narrow, 4, device=device),
-        # What is SAM's own, and the host's time; the last one is bound by memory.
-        measure("MLP", mlp, 32, device=device, passes=False),
-        measure("ResNet-18, 1/8 width", narrow, 8, device=device, passes=False),
-        measure("ResNet-18", resnet18, 8, device=device, passes=False),
+        facts["host_seconds"] = {c: host_seconds(step, device) for c, step in steps.items()}
+    return [
+        row(
+            "peers",
+            "SAM step" if passes else "SAM step without its passes",
+            f"{name}, {batch_size} images" if passes else name,
+            seconds,
+            against=min(makers(), key=lambda c: median(seconds[c])),
+            target=1.0,
+            note="the passes, which are the same, take most of it" if passes else None,
+            **facts,
+        )
     ]
-    if device == "cuda":
-        rows += [measure(name, network, 128, device=device) for name, network in PAPERS.items()]
-    return rows
 
 
-def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(1)  # what else runs on the machine disturbs one thread least
+def networks(device: str, brief: bool) -> parts.Parts:
     install()
-    save(run(device), device)
+    narrow = ("ResNet-18, 1/8 width", partial(resnet18, width=8))
+    passes = [("MLP", mlp, 32), ("small CNN", small_cnn, 8), (*narrow, 4)]
+    if device == "cuda":
+        passes += [(name, network, 128) for name, network in PAPERS.items()]
+    # What is SAM's own, and the host's time; the last one is bound by memory.
+    own = [("MLP", mlp, 32), (*narrow, 8), ("ResNet-18", resnet18, 8)]
+    rows = [(*network, True) for network in passes] + [(*network, False) for network in own]
+    return {
+        f"{name}, {size} images{'' if whole else ', without its passes'}": partial(
+            measure, name, network, size, device=device, passes=whole
+        )
+        for name, network, size, whole in rows
+    }
 
 
 if __name__ == "__main__":
-    main()
+    parts.main("steps.peers", networks, threads=1)  # what else runs on a machine disturbs one thread least

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
 
-from ..harness import Row, compare, row, save
+from .. import parts
+from ..harness import Row, compare, row
 from ..networks import resnet18
 
 Columns = dict[str, tuple[Callable[[], object], int]]  # what to time, and how many steps it serves
@@ -103,32 +104,40 @@ def on_threads(threads: int, columns: Columns) -> Iterator[tuple[str, tuple[Call
         yield name, (set_and_call, steps)
 
 
-def run(device: str) -> list[Row]:
+def of_threads(what: str, columns: Columns, device: str) -> list[Row]:
+    before = torch.get_num_threads()
+    try:
+        return panel(what, "threads", {n: dict(on_threads(n, columns)) for n in (1, 2)}, device)
+    finally:
+        torch.set_num_threads(before)
+
+
+def panels(device: str, brief: bool) -> parts.Parts:
     def tensors(n: int) -> nn.Module:
         return nn.ParameterList(torch.randn(1000) for _ in range(n)).to(device)
 
-    batch_sizes = {k: of_samples(1_000_000, k, device) for k in (32, 128, 512, 2048, 8192)}
-    rows = panel("Batch size", "samples", batch_sizes, device)
-    tables = {10**i: of_samples(10**i, BATCH_SIZE, device) for i in range(3, 9)}
-    rows += panel("Size of the training set", "samples", tables, device)
-    del tables
-    lists = {n: of_passes(tensors(n)) for n in (10, 30, 100, 300, 1000)}
-    rows += panel("Parameter tensors of 1,000 elements", "tensors", lists, device)
-    if device == "cpu":
-        before = torch.get_num_threads()
-        passes, samples = of_passes(resnet18()), of_samples(1_000_000, BATCH_SIZE, device)
-        for what, columns in {"Threads, ResNet-18": passes, "Threads, 128 of 1 M samples": samples}.items():
-            rows += panel(what, "threads", {n: dict(on_threads(n, columns)) for n in (1, 2)}, device)
-        torch.set_num_threads(before)
-    return rows
+    def batch_sizes() -> list[Row]:
+        columns = {k: of_samples(1_000_000, k, device) for k in (32, 128, 512, 2048, 8192)}
+        return panel("Batch size", "samples", columns, device)
 
+    def tables() -> list[Row]:
+        columns = {10**i: of_samples(10**i, BATCH_SIZE, device) for i in range(3, 9)}
+        return panel("Size of the training set", "samples", columns, device)
 
-def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    def lists() -> list[Row]:
+        columns = {n: of_passes(tensors(n)) for n in (10, 30, 100, 300, 1000)}
+        return panel("Parameter tensors of 1,000 elements", "tensors", columns, device)
+
+    named = {"batch size": batch_sizes, "training set": tables, "tensors": lists}
     if device == "cpu":
-        torch.set_num_threads(1)  # what else runs on the machine disturbs one thread least
-    save(run(device), device)
+        named["threads of the passes"] = lambda: of_threads(
+            "Threads, ResNet-18", of_passes(resnet18()), device
+        )
+        named["threads of the samples"] = lambda: of_threads(
+            "Threads, 128 of 1 M samples", of_samples(1_000_000, BATCH_SIZE, device), device
+        )
+    return named
 
 
 if __name__ == "__main__":
-    main()
+    parts.main("steps.scaling", panels, threads=1)  # what else runs on a machine disturbs one thread least
