@@ -1,7 +1,8 @@
 """Every operator in plain PyTorch: the specification of the compiled kernels, and what runs without them.
 
 Registered as the ``default`` kernels by :mod:`ausam_ext.ops`, after its checks and without autograd. No
-function looks at a value on the host, so that all of them can be compiled and captured in a CUDA graph.
+function but ``permute`` looks at a value on the host, so that they can be compiled and captured in a CUDA
+graph.
 ``subset_sample`` and ``adlp_sample`` fix the result bit for bit: float32, one rounding per operation, in the
 order written here.
 """
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .permutation import permute as permute
 
 _INF = float("inf")
 _MAX = torch.finfo(torch.float32).max
