@@ -115,11 +115,12 @@ def _build():
         library_dirs=library_paths(),
         libraries=["c10", "torch_cpu"],
         define_macros=[("TORCH_TARGET_VERSION", TARGET)],
-        # No fused multiply-add: the same bits on every processor (see reference.py).
+        # No fused multiply-add: the same bits on every processor (see reference.py). Unless told that nothing
+        # traps, gcc makes no vectors of a choice between floats.
         extra_compile_args=["/O2"]
         if msvc
         else [
-            *("-O3", "-ffp-contract=off", "-fno-wrapv", "-fno-math-errno"),
+            *("-O3", "-ffp-contract=off", "-fno-wrapv", "-fno-math-errno", "-fno-trapping-math"),
             *("-fvisibility=hidden", "-g0", "-Wall"),
         ],
         language="c++",

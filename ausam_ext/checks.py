@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from .permutation import KEYS
+
 TABLE = (torch.float32, torch.float64)
 FLOATING = (*TABLE, torch.bfloat16, torch.float16)
 INDEX = (torch.int64, torch.int32)
@@ -237,6 +239,21 @@ def sliced_variance(norms: Any, slices: Any) -> None:
     integer("slices", slices, 1)
     if n < 2 * slices:
         raise ValueError(f"norms: expected at least 2 * slices = {2 * slices} values, got {n}")
+
+
+def permute(position: Any, n: Any, keys: Any) -> None:
+    p = tensor("position", position, [torch.int64], dim=1)
+    length = integer("n", n, 1, 1 << 62)
+    if not isinstance(keys, (list, tuple)):
+        raise TypeError(f"keys: expected a list of {KEYS} integers, got {keys!r}")
+    if len(keys) != KEYS:
+        raise ValueError(f"keys: expected {KEYS} integers, got {len(keys)}")
+    for i, key in enumerate(keys):
+        integer(f"keys[{i}]", key, 0, (1 << 32) - 1)
+    if p.device.type == "cpu" and not isinstance(p, FakeTensor):
+        wrong = p[(p < 0) | (p >= length)]
+        if wrong.numel():
+            raise IndexError(f"position: expected 0 <= position < n = {length}, got {wrong[0].item()}")
 
 
 def _lists(

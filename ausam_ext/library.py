@@ -20,6 +20,7 @@ subset_sample(Tensor scores, int k, *, float s_min, float s_max, Tensor noise) -
 adlp_sample(Tensor total, Tensor count, Tensor index, int k, *, float s_min, float s_max, Tensor noise, Tensor(a!)? invalid=None, Tensor? tried=None) -> Tensor
 subset_weights(Tensor scores, Tensor positions, Tensor noise, *, float s_min, float s_max) -> Tensor
 sliced_variance(Tensor norms, int slices) -> Tensor
+permute(Tensor position, int n, int[] keys) -> Tensor
 perturb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] backups, float rho, *, bool adaptive=False, bool maximize=False, Tensor? norm=None) -> Tensor
 restore_(Tensor(a!)[] params, Tensor[] backups) -> ()
 psf_capture_(Tensor(a!)[] psf, Tensor[] grads, *, int? norm_last=None) -> (Tensor psf_norm, Tensor sgd_norm)
@@ -46,6 +47,7 @@ _FAKE: dict[str, Callable[..., Any]] = {
         positions.shape, dtype=torch.float32
     ),
     "sliced_variance": lambda norms, _: norms.new_empty(()),
+    "permute": lambda position, *_: position.new_empty(position.shape),
     "perturb_": lambda params, *_, **__: _scalar(params),
     "restore_": lambda *_: None,
     "psf_capture_": lambda psf, *_, **__: (_scalar(psf), _scalar(psf)),

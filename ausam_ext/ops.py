@@ -229,6 +229,28 @@ def sliced_variance(norms: Tensor, slices: int) -> Tensor:
     return call("sliced_variance", norms, slices)
 
 
+def permute(position: Tensor, n: int, keys: Sequence[int]) -> Tensor:
+    """Values at ``position`` of a random permutation of ``0 ... n - 1``, which is never stored.
+
+    Each value is computed by itself, from its position and the keys (:mod:`ausam_ext.permutation`).
+
+    Args:
+        position: ``[length]``, int64, from 0 to ``n - 1``, in any order and as often as one likes.
+        n: length of the permutation, from 1 to ``2^62``.
+        keys: 8 integers from 0 to ``2^32 - 1``, drawn at random: they pick the permutation.
+
+    Returns:
+        ``[length]``, int64, from 0 to ``n - 1``. The same values on every backend.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: ``position`` has another number of dimensions; ``n`` or a key is out of range.
+        IndexError: on the CPU: a position is not from 0 to ``n - 1``. (On CUDA its value is -1: to raise
+            would be to synchronise.)
+    """
+    return call("permute", position, n, keys)
+
+
 def perturb_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from . import checks
+from . import checks, ops
 from .importance import Choice, HandedOut
 from .loader import Batch, Batches, IndexedLoader
 from .loader import check as check_loader
-from .permutation import permute
+from .permutation import draw_keys
 
 
 class PlannedBatchSampler(Sampler[list[int]]):
@@ -184,7 +184,9 @@ class PlannedBatchSampler(Sampler[list[int]]):
         # Strided as DistributedSampler has it; what is repeated goes to another process than the first time.
         position = torch.arange(start, start + length, dtype=torch.int64, device=self._device)
         position = (position * self.num_replicas + self.rank) % n
-        return permute(position, n, self._generator("permutation", epoch)) if self.shuffle else position
+        if not self.shuffle:
+            return position
+        return ops.permute(position, n, draw_keys(self._generator("permutation", epoch)))
 
     def _generator(self, *key: object) -> torch.Generator:
         """One for each purpose, so that a run resumes anywhere without stored random state."""

@@ -1,18 +1,23 @@
 """Every operator in plain PyTorch: the specification of the compiled kernels, and what runs without them.
 
 Registered as the ``default`` kernels by :mod:`ausam_ext.ops`, after its checks and without autograd. No
-function looks at a value on the host, so that all of them can be compiled and captured in a CUDA graph.
+function but ``permute`` looks at a value on the host, so that they can be compiled and captured in a CUDA
+graph.
 ``subset_sample`` and ``adlp_sample`` fix the result bit for bit: float32, one rounding per operation, in the
 order written here.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .permutation import permute as permute
+
 _INF = float("inf")
 _MAX = torch.finfo(torch.float32).max
+_DENORMAL = 2.0**-149  # the smallest float32 above 0
 _LEAST = 2.0**-60  # probability that a weight is taken for; the sum of such weights is finite too
 
 
@@ -45,22 +50,25 @@ def adlp_update_(
 
 
 def subset_sample(scores: Tensor, k: int, *, s_min: float, s_max: float, noise: Tensor) -> Tensor:
-    key = _weights(scores, s_min, s_max) / noise
-    key = key.where(key == key, -_INF)
-    ranked = key.sort(dim=-1, descending=True, stable=True).indices
-    return ranked[..., :k].sort(dim=-1).values
+    key = _weights(scores, s_min, s_max).div_(noise).nan_to_num_(-_INF, _INF, -_INF)
+    threshold = key.topk(k, sorted=False).values.amin(-1, keepdim=True)
+    above, tie = key > threshold, key == threshold
+    ties = k - above.sum(-1, keepdim=True, dtype=torch.int32)  # that are chosen: the first of them
+    chosen = above | (tie & (tie.cumsum(-1, dtype=torch.int32) <= ties))
+    *rows, n = key.shape
+    positions = chosen.flatten().nonzero_static(size=math.prod(rows) * k)
+    return positions.remainder_(n).view(*rows, k)
 
 
 def _weights(scores: Tensor, s_min: float, s_max: float) -> Tensor:
-    """Eq. 8 over the last dimension."""
+    """Eq. 8 over the last dimension, with as few operations as there can be."""
     g = scores.to(torch.float32)
-    visited = g.isfinite()
-    low = g.where(visited, _INF).amin(-1, keepdim=True)
-    high = g.where(visited, -_INF).amax(-1, keepdim=True)
-    g = g.where(visited, high)
-    # The clamps only matter where a difference overflows.
-    ratio = (g - low).clamp(max=_MAX) / (high - low).clamp(max=_MAX)
-    return ratio.where(low < high, 0) * (s_max - s_min) + s_min
+    high = g.nan_to_num(-_MAX, -_MAX, -_MAX).amax(-1, keepdim=True)
+    g = g.nan_to_num(_MAX, _MAX, _MAX)  # not visited: above all, and then at the top of the range
+    low = g.amin(-1, keepdim=True)
+    top = (high - low).clamp_(0, _MAX)  # 0 where none was visited; _MAX where the difference overflows
+    ratio = g.sub_(low).clamp_(max=top).div_(top.clamp(min=_DENORMAL))  # 0 / 0 is 0
+    return ratio.mul_(s_max - s_min).add_(s_min)
 
 
 def subset_weights(scores: Tensor, positions: Tensor, noise: Tensor, *, s_min: float, s_max: float) -> Tensor:

@@ -64,6 +64,27 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
 }
 
+// Both without a call of the dispatcher, which takes as long as a small kernel.
+inline Tensor packed(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+inline Tensor empty_on_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
+  auto dims = static_cast<int64_t>(sizes.size());
+  std::vector<int64_t> strides(sizes);
+  int64_t stride = 1;
+  for (int64_t d = dims - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims, sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+      aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
 // Copies made by a kernel are not recorded, whatever its arguments require.
 class NoGrad {
  public:

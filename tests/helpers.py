@@ -8,6 +8,7 @@ OPERATOR_TESTS = {  # modules whose tests run on every kind of kernel
     "test_sampling",
     "test_subset_weights",
     "test_statistics",
+    "test_permutation",
     "test_tensor_lists",
     "test_operator_contract",
     "test_bad_input",

@@ -42,7 +42,7 @@ def copy_of_the_package(folder, *, kernels):
 @pytest.mark.parametrize("on", ["cpu", "cuda"])
 def test_kernels_are_registered_unless_forced_otherwise(on):
     compiled, key = backends()[on].kernels == "compiled", on.upper()
-    for name in ("dlp", "adlp_update_", "subset_sample", "adlp_sample", "sliced_variance"):
+    for name in ("dlp", "adlp_update_", "subset_sample", "adlp_sample", "sliced_variance", "permute"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ausam_ext::{name}", key) == compiled
     for name in ("perturb_", "restore_", "psf_capture_", "psf_reuse_"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ausam_ext::{name}", key) == compiled

@@ -1,5 +1,7 @@
 """Every argument of every function: the right exception, name and value in the message, nothing changed."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,7 @@ def good(name):
             **weights,
         },
         "sliced_variance": {"norms": torch.rand(10), "slices": 5},
+        "permute": {"position": torch.tensor([3, 0, 3]), "n": 4, "keys": list(range(8))},
         "perturb_": {
             "params": params,
             "grads": grads,
@@ -186,6 +189,22 @@ CASES = {
         ("norms", torch.rand(2, 5), ValueError, "(2, 5)"),
         *integers("slices", 0, -3),
     ],
+    "permute": [
+        ("position", torch.tensor([3, 0, 3], dtype=INT), TypeError, "torch.int32"),
+        ("position", [3, 0, 3], TypeError, "[3, 0, 3]"),
+        ("position", torch.tensor(3), ValueError, "()"),
+        ("position", torch.tensor([[3, 0, 3]]), ValueError, "(1, 3)"),
+        ("position", torch.tensor([3, 4, 3]), IndexError, "4"),
+        ("position", torch.tensor([3, -1, 3]), IndexError, "-1"),
+        ("position", torch.tensor([3, 2**63 - 1, 3]), IndexError, str(2**63 - 1)),
+        *integers("n", 0, -4, 2**62 + 1),
+        ("keys", 7, TypeError, "7"),
+        ("keys", list(range(7)), ValueError, "7"),
+        ("keys", list(range(9)), ValueError, "9"),
+        ("keys", [0] * 7 + [-1], ValueError, "-1"),
+        ("keys", [1 << 32] + [0] * 7, ValueError, str(1 << 32)),
+        ("keys", [0.5] + [0] * 7, TypeError, "0.5"),
+    ],
     "perturb_": [
         *floating_lists("params", "grads"),
         *floating_lists("params", "backups"),
@@ -287,9 +306,10 @@ def test_kernels_called_past_the_python_functions_are_safe(name):
     """torch.ops.ausam_ext.<name> is public too: wrong lengths must not reach memory."""
     short = good(name)
     short.pop("generator", None)
-    argument = {"sliced_variance": "slices", "subset_sample": "k", "adlp_sample": "k"}.get(name)
+    number = {"sliced_variance": "slices", "subset_sample": "k", "adlp_sample": "k", "permute": "n"}
+    argument = number.get(name)
     if argument:
-        short[argument] = 10**6
+        short[argument] = 2**62 + 1
     else:
         argument = list(short)[1]
         value = short[argument]
@@ -314,6 +334,7 @@ def test_kernels_called_past_the_python_functions_check_what_is_optional(name, t
         ("subset_sample", "s_min"),
         ("adlp_sample", "s_max"),
         ("sliced_variance", "slices"),
+        ("permute", "n"),
         ("perturb_", "rho"),
         ("psf_capture_", "norm_last"),
         ("psf_reuse_", "scale"),
@@ -324,6 +345,6 @@ def test_numpy_scalars_are_numbers(backend, name, argument):
     plain = {"s_min": 0.25, "rho": 0.25}.get(argument, arguments[argument])
     results = []
     for value in (plain, np.int32(plain) if isinstance(plain, int) else np.float32(plain)):
-        own = {k: [t.clone() for t in v] if isinstance(v, list) else v for k, v in arguments.items()}
+        own = deepcopy(arguments)
         results.append([getattr(ops, name)(**{**own, argument: value}), own])
     assert_same_state(*results)

@@ -146,6 +146,13 @@ def test_every_operator_has_cases_and_each_case_its_name():
     assert len(set(map(str, CASES))) == len(CASES)
 
 
+@pytest.mark.parametrize("size", ["128", "4,096", "10,000 rows of 16"])
+def test_the_rival_of_subset_sample_chooses_the_same(size):
+    case = next(case for case in CASES if str(case) == f"subset_sample, {size}")
+    columns = case.columns()
+    assert torch.equal(columns["topk"](), columns["native"]())
+
+
 def test_the_gate_holds_a_ratio_for_each_of_its_cases():
     recorded = json.loads(gate.RECORDED.read_text(encoding="utf-8"))
     assert set(recorded) == {str(case) for case in CASES if case.gated}

@@ -50,6 +50,7 @@ ARGUMENTS = {
     ops.adlp_sample: f"total, count, index, k, *, s_min=0.1, s_max=1.0, {NOISE}, invalid=None, tried=None",
     ops.subset_weights: "scores, positions, noise, *, s_min=0.1, s_max=1.0",
     ops.sliced_variance: "norms, slices",
+    ops.permute: "position, n, keys",
     ops.perturb_: "params, grads, backups, rho, *, adaptive=False, maximize=False, norm=None",
     ops.restore_: "params, backups",
     ops.psf_capture_: "psf, grads, *, norm_last=None",

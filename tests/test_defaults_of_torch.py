@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler, RateController, ops
-from ausam_ext.permutation import permute
+from ausam_ext.permutation import draw_keys
 
 N = 203
 
@@ -76,9 +76,10 @@ def test_rate_controller(default, backend):
     assert_unchanged(work, default)
 
 
-def test_permutations(default):
+def test_permutations(default, backend):
     def work():
-        return permute(torch.arange(1000, device="cpu"), 1000, torch.Generator("cpu").manual_seed(0))
+        keys = draw_keys(torch.Generator("cpu").manual_seed(0))
+        return ops.permute(torch.arange(1000, dtype=torch.int64, device="cpu"), 1000, keys)
 
     assert_unchanged(work, default)
 

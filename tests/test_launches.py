@@ -79,6 +79,7 @@ MIXED = (torch.float32, torch.bfloat16)
         *((1, subset_weights, shape) for shape in ((16,), (4096,), (300, 128))),
         *((4, subset_weights, (k,)) for k in (4097, 50_000)),
         (1, "sliced_variance", (torch.rand(50), 5)),
+        (1, "permute", (torch.arange(5000), 5001, list(range(8)))),
         *((3, lists, ("perturb_", 3, n, 0.1)) for n in (1, TABLE)),  # norm, its end, ascent
         (5, lists, ("perturb_", 3, TABLE + 1, 0.1)),
         (1, lists, ("restore_", 2, TABLE)),

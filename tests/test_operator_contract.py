@@ -55,6 +55,7 @@ def sample_inputs(name, dtype=torch.float32):
         ],
         "subset_weights": [((torch.rand(3, 8), torch.tensor([[0, 3, 7], [1, 2, 3], [0, 4, 6]])), weights)],
         "sliced_variance": [((torch.rand(53), 5), {})],
+        "permute": [((torch.randint(0, 70, (9, 2))[:, 1], 70, list(range(8))), {})],
         "perturb_": [
             ((params, grads, backups, 0.1), {"adaptive": False}),
             ((params, grads, backups, 0.1), {"adaptive": True}),
@@ -77,6 +78,7 @@ NAMES = (
     "adlp_sample",
     "subset_weights",
     "sliced_variance",
+    "permute",
     "perturb_",
     "restore_",
     "psf_capture_",
@@ -173,7 +175,8 @@ def test_autograd_notices_a_saved_weight_that_was_perturbed(backend):
 def test_no_gradient_flows(backend, name):
     """Also not through parameters, which are leaves that require grad: they stay so."""
     for args, kwargs in sample_inputs(name):
-        args = [[t.requires_grad_() for t in a] if isinstance(a, list) else a for a in args]
+        for t in flat([a for a in args if isinstance(a, list)]):
+            t.requires_grad_()
         inputs = [(t, t.requires_grad, t.is_leaf) for t in flat(args)]
         assert not any(t.requires_grad for t in flat([getattr(ops, name)(*args, **kwargs)]))
         for t, requires_grad, is_leaf in inputs:

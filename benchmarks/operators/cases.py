@@ -78,7 +78,7 @@ class Case:
             compiled = torch.compile(eager, dynamic=False)
             calls["torch.compile"] = lambda: compiled(*args, **kwargs)
         for other, call in self.others.items():
-            calls[other] = lambda call=call: call(*args)
+            calls[other] = lambda call=call: call(*args, **kwargs)
         calls["copy"] = copy_of(self.bytes, device)
         if device == "cuda":
             calls["graph"] = graph(calls["native"])
@@ -148,6 +148,11 @@ def losses(n: int) -> Arguments:
     return lambda device: ((torch.rand(n, device=device), torch.rand(n, device=device)), {})
 
 
+def order(n: int) -> Arguments:
+    """Of an epoch."""
+    return lambda device: ((torch.arange(n, device=device), n, torch.randint(1 << 32, (8,)).tolist()), {})
+
+
 def norms(n: int) -> Arguments:
     return lambda device: ((torch.rand(n, device=device), 5), {})
 
@@ -162,13 +167,33 @@ def tensors(network: str, lists: int, *rest: Any) -> Arguments:
     return arguments
 
 
-def multinomial(scores: Tensor, k: int) -> Tensor:
-    """The same choice in PyTorch's calls: Eq. 8's weights, then sampling without replacement."""
-    low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
-    return torch.multinomial((scores - low) / (high - low) * 0.9 + 0.1, k)
+def weights(scores: Tensor, s_min: float, s_max: float) -> Tensor:
+    """Eq. 8's, of scores that are all finite and not all equal."""
+    low, high = scores.aminmax(dim=-1, keepdim=True)
+    return (scores - low).div_(high - low).mul_(s_max - s_min).add_(s_min)
 
 
-def draw(scores: Tensor, k: int) -> Tensor:
+def topk(scores: Tensor, k: int, *, noise: Tensor, **bounds: float) -> Tensor:
+    """The same choice, of such scores and where no two keys are equal: as fast as PyTorch's calls do it.
+
+    Unlike the reference it waits for the device, to see how many there are.
+    """
+    keys = weights(scores, **bounds).div_(noise)
+    threshold = keys.topk(k, sorted=False).values.amin(-1, keepdim=True)
+    return (keys >= threshold).nonzero()[:, -1].view(*scores.shape[:-1], k)
+
+
+def multinomial(scores: Tensor, k: int, **bounds: float) -> Tensor:
+    """The same choice with its draw."""
+    return torch.multinomial(weights(scores, **bounds), k)
+
+
+def randperm(position: Tensor, n: int, keys: list[int]) -> Tensor:
+    """Another one, which is stored."""
+    return torch.randperm(n, device=position.device)
+
+
+def draw(scores: Tensor, k: int, **_: float) -> Tensor:
     """The noise alone, which the operator and ``torch.multinomial`` both draw."""
     return torch.empty_like(scores).exponential_()
 
@@ -190,7 +215,9 @@ def _sampling() -> Iterator[Case]:
             size,
             scores(rows, k),
             8 * elements + result,
+            {"topk": topk},
             target=targets.get((rows, k)),
+            against="topk",
             on_cuda=("eager", 5),
             compiled=some,
             gated=(rows, k) in {(1, 128), (1, 1024), (10_000, 16)},
@@ -252,6 +279,11 @@ def _statistics() -> Iterator[Case]:
         )
 
 
+def _permutations() -> Iterator[Case]:
+    for n in (1 << 16, SAMPLES):
+        yield Case("permute", f"{n:,}", order(n), 16 * n, {"torch.randperm": randperm})
+
+
 def _tensor_lists() -> Iterator[Case]:
     for network, shapes in LISTS.items():
         n = sum(map(prod, shapes))
@@ -303,4 +335,4 @@ def _in_groups(cases: list[Case]) -> list[Case]:
     return sorted(cases, key=lambda case: operators.index(case.what))
 
 
-CASES = _in_groups([*_sampling(), *_statistics(), *_tensor_lists()])
+CASES = _in_groups([*_sampling(), *_statistics(), *_permutations(), *_tensor_lists()])

@@ -1,8 +1,8 @@
 """`python -m benchmarks.operators.gate`: fails if a kernel lost a quarter of its lead over the reference.
 
 Both are timed in turn, in one thread, and only the ratio within a round counts, so that the recorded ratios
-hold on a busy machine of few cores too. ``--record`` writes them anew; committed is for each case the lower
-of an AMD and an Intel processor's.
+hold on a busy machine of few cores too. ``--record`` writes them anew; committed is for each case the lowest
+of several runs, on an AMD and an Intel processor (of sampling: on an AMD).
 """
 
 import argparse

@@ -27,7 +27,7 @@ Tensor dlp(const Tensor& loss, const Tensor& loss_perturbed) {
   return dispatch_floating(loss.scalar_type(), [&](auto l) {
     using L = decltype(l);
     NoGrad no_grad;
-    Tensor a = torch::stable::contiguous(loss), b = torch::stable::contiguous(loss_perturbed);
+    Tensor a = packed(loss), b = packed(loss_perturbed);
     Tensor out = torch::stable::new_empty(
         a, a.sizes(), std::is_same_v<L, double> ? ScalarType::Double : ScalarType::Float);
     auto* x = static_cast<const L*>(a.data_ptr());

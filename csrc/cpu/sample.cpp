@@ -1,5 +1,7 @@
 // subset_sample and adlp_sample: Eq. 7 and 8 over the last dimension, rows independent.
 #include <cmath>
+#include <memory>
+#include <numeric>
 
 #include "select.h"
 #include "table.h"
@@ -10,9 +12,13 @@ namespace {
 constexpr int64_t kLargeRow = 32768;  // from here on one row is shared by all threads
 constexpr int64_t kRowGrain = 4096;   // elements of small rows that a thread takes at least
 constexpr int64_t kMaxParts = 64;
-constexpr int kBucketBits = 16;
 
-int64_t bucket_of(int32_t key) { return (int64_t{key} - INT32_MIN) >> (32 - kBucketBits); }
+// Memory for a row.
+struct Row {
+  explicit Row(int64_t n) : score(new float[n]), key(new int32_t[n]) {}
+  std::unique_ptr<float[]> score;
+  std::unique_ptr<int32_t[]> key;
+};
 
 // Small rows: a thread takes whole rows, everything stays in its L1 or L2 cache.
 template <class Load>
@@ -20,84 +26,68 @@ void sample_small_rows(const Load& load, const float* noise, int64_t rows, int64
                        float s_min, float span, int64_t* out) {
   int64_t grain = std::max<int64_t>(1, kRowGrain / n);
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> score(n);
-    std::vector<int32_t> key(n);
-    std::vector<int64_t> chosen(n + 1);
+    Row memory(n);
+    float* score = memory.score.get();
+    int32_t* key = memory.key.get();
     for (int64_t row = begin; row < end; ++row) {
-      load(row, 0, n, score.data());
-      keys_of(score.data(), noise + row * n, n, range_of(score.data(), n), s_min, span, key.data());
-      take(key.data(), n, threshold_of(key.data(), n, k), 0, chosen.data());
-      std::copy(chosen.begin(), chosen.begin() + k, out + row * k);
+      load(row, 0, n, score);
+      keys_of(score, noise + row * n, n, range_of(score, n), s_min, span, key);
+      take(key, n, threshold_of(key, n, k), 0, k, out + row * k);
     }
   });
 }
 
-// A large row: no sort. A histogram over the keys' upper bits finds the bucket of the k-th largest
-// key, and only that bucket is searched.
+// A large row: every step is shared by all threads.
 template <class Load>
 void sample_large_row(const Load& load, int64_t row, const float* noise, int64_t n, int64_t k,
-                      float s_min, float span, int64_t* out) {
+                      float s_min, float span, Row& memory, int64_t* out) {
+  float* score = memory.score.get();
+  int32_t* key = memory.key.get();
   int64_t parts = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, kMaxParts);
-  auto first = [&](int64_t p) { return n * p / parts; };
   auto for_each_part = [&](auto&& f) {
     torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) f(p, first(p), first(p + 1) - first(p));
+      for (int64_t p = begin; p < end; ++p) {
+        int64_t at = n * p / parts;
+        f(p, at, n * (p + 1) / parts - at);
+      }
     });
   };
 
-  std::vector<float> score(n);
-  std::vector<Range> ranges(parts);
+  Range ranges[kMaxParts], range;
   for_each_part([&](int64_t p, int64_t at, int64_t size) {
-    load(row, at, at + size, score.data() + at);
-    ranges[p] = range_of(score.data() + at, size);
+    load(row, at, at + size, score + at);
+    ranges[p] = range_of(score + at, size);
   });
-  Range range;
-  for (auto& r : ranges) range.merge(r);
+  for (int64_t p = 0; p < parts; ++p) range.merge(ranges[p]);
 
-  std::vector<int32_t> key(n);
-  std::vector<std::vector<int64_t>> histogram(parts);
+  Keys extents[kMaxParts];
   for_each_part([&](int64_t p, int64_t at, int64_t size) {
-    keys_of(score.data() + at, noise + at, size, range, s_min, span, key.data() + at);
-    histogram[p].assign(1 << kBucketBits, 0);
-    for (int64_t j = at; j < at + size; ++j) ++histogram[p][bucket_of(key[j])];
+    keys_of(score + at, noise + at, size, range, s_min, span, key + at);
+    extents[p] = extent_of(key + at, size);
   });
+  Keys keys = extents[0];
+  for (int64_t p = 1; p < parts; ++p) keys.merge(extents[p]);
 
-  // Walk down from the largest keys to the bucket that holds the k-th.
-  int64_t rank = k;
-  int64_t bucket = (1 << kBucketBits) - 1;
-  for (;; --bucket) {
-    int64_t size = 0;
-    for (auto& h : histogram) size += h[bucket];
-    if (rank <= size) break;
-    rank -= size;
-  }
-  std::vector<std::vector<int32_t>> found(parts);
-  for_each_part([&](int64_t p, int64_t at, int64_t size) {
-    found[p].reserve(histogram[p][bucket]);
-    for (int64_t j = at; j < at + size; ++j)
-      if (bucket_of(key[j]) == bucket) found[p].push_back(key[j]);
-  });
-  std::vector<int32_t> candidates;
-  for (auto& f : found) candidates.insert(candidates.end(), f.begin(), f.end());
-  Threshold t = threshold_of(candidates.data(), candidates.size(), rank);
+  int64_t above[kMaxParts], above_less[kMaxParts];  // of each part
+  auto count = [&](int32_t x, int64_t* counts) {
+    for_each_part(
+        [&](int64_t p, int64_t at, int64_t size) { counts[p] = count_above(key + at, size, x); });
+    return std::accumulate(counts, counts + parts, int64_t{0});
+  };
+  Threshold t = bisect(keys, k, [&](int32_t x) { return count(x, above); });
 
-  std::vector<int64_t> above(parts), equal(parts);
-  for_each_part([&](int64_t p, int64_t at, int64_t size) {
-    above[p] = count_above(key.data() + at, size, t.key);
-    equal[p] = count_equal(key.data() + at, size, t.key);
-  });
-  std::vector<int64_t> offset(parts), ties(parts);
+  // Where each part writes, and how many of the ties are its.
+  int64_t ties[kMaxParts] = {}, offset[kMaxParts];
+  count(t.key, above);
+  if (t.ties > 0) count(t.key - 1, above_less);
   for (int64_t p = 0, taken = 0, left = t.ties; p < parts; ++p) {
     offset[p] = taken;
-    ties[p] = std::min(left, equal[p]);
+    if (left > 0) ties[p] = std::min(left, above_less[p] - above[p]);
     left -= ties[p];
     taken += above[p] + ties[p];
   }
   for_each_part([&](int64_t p, int64_t at, int64_t size) {
-    int64_t count = above[p] + ties[p];
-    std::vector<int64_t> chosen(count + 1);
-    take(key.data() + at, size, {t.key, ties[p]}, at, chosen.data());
-    std::copy(chosen.begin(), chosen.begin() + count, out + offset[p]);
+    take(key + at, size, {t.key, ties[p]}, at, above[p] + ties[p], out + offset[p]);
   });
 }
 
@@ -108,16 +98,18 @@ Tensor sample(const Tensor& like, const Tensor& noise, int64_t k, double s_min, 
   int64_t n = like.size(like.dim() - 1), rows = n == 0 ? 0 : like.numel() / n;
   std::vector<int64_t> shape(like.sizes().begin(), like.sizes().end());
   shape.back() = k;
-  Tensor out = torch::stable::new_empty(like, {shape.data(), shape.size()}, ScalarType::Long);
+  Tensor out = empty_on_cpu(shape, ScalarType::Long);
   auto* positions = static_cast<int64_t*>(out.data_ptr());
   auto* e = static_cast<const float*>(noise.data_ptr());
   // Taken in float64 and rounded once, as every backend does.
   auto low = static_cast<float>(s_min), span = static_cast<float>(s_max - s_min);
-  if (n < kLargeRow)
+  if (n < kLargeRow) {
     sample_small_rows(load, e, rows, n, k, low, span, positions);
-  else
-    for (int64_t row = 0; row < rows; ++row)
-      sample_large_row(load, row, e + row * n, n, k, low, span, positions + row * k);
+    return out;
+  }
+  Row memory(n);
+  for (int64_t row = 0; row < rows; ++row)
+    sample_large_row(load, row, e + row * n, n, k, low, span, memory, positions + row * k);
   return out;
 }
 
@@ -125,7 +117,7 @@ Tensor subset_sample(const Tensor& scores, int64_t k, double s_min, double s_max
                      const Tensor& noise) {
   check_sample(scores, noise, k, s_min, s_max);
   NoGrad no_grad;
-  Tensor x = torch::stable::contiguous(scores), e = torch::stable::contiguous(noise);
+  Tensor x = packed(scores), e = packed(noise);
   return dispatch_table(x.scalar_type(), [&](auto t) {
     auto* g = static_cast<const decltype(t)*>(x.data_ptr());
     int64_t n = x.size(x.dim() - 1);
@@ -143,7 +135,7 @@ Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index
   check_table(total, count, index, invalid, tried);
   check_sample(index, noise, k, s_min, s_max);
   NoGrad no_grad;
-  Tensor idx = torch::stable::contiguous(index), e = torch::stable::contiguous(noise);
+  Tensor idx = packed(index), e = packed(noise);
   int64_t n = idx.size(idx.dim() - 1), num_samples = total.numel();
   return dispatch_index(idx.scalar_type(), [&](auto i_) {
     auto* i = static_cast<const decltype(i_)*>(idx.data_ptr());

@@ -76,8 +76,7 @@ Tensor subset_weights(const Tensor& scores, const Tensor& positions, const Tenso
                       double s_min, double s_max) {
   check_weights(scores, positions, noise, s_min, s_max);
   NoGrad no_grad;
-  Tensor x = torch::stable::contiguous(scores), at = torch::stable::contiguous(positions),
-         e = torch::stable::contiguous(noise);
+  Tensor x = packed(scores), at = packed(positions), e = packed(noise);
   int64_t n = x.size(x.dim() - 1), k = at.size(at.dim() - 1), rows = at.numel() / k;
   auto* chosen = static_cast<const int64_t*>(at.data_ptr());
   for (int64_t i = 0; i < rows * k; ++i)
