@@ -109,6 +109,27 @@ def test_each_dtype_of_a_list_has_launches_of_its_own(library, call, kernels, na
     assert library.launches - before == kernels
 
 
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "blocks"),
+    [
+        ((2048, 1, 0, 2049), torch.float32, 1 + 1 + 2),
+        ((4096, 4097), torch.bfloat16, 1 + 2),
+        ((4096 * 2048,), torch.float32, 4096),
+        ((4096 * 2048 - 1, 1, 1), torch.float32, 2048 + 2),
+        ((4096 * 2048 + 1,), torch.bfloat16, 2049),
+        ((4096 * 16384 - 1,), torch.float32, 4096),
+        ((4096 * 16384, 16384), torch.float32, 4097),
+    ],
+)
+def test_blocks_of_a_list(library, call, sizes, dtype, blocks):
+    """Each takes as much of a tensor as makes 2,048 to 4,096 of them, within 8 and 64 KB."""
+    made = [[torch.empty(n, dtype=dtype) for n in sizes] for _ in range(2)]
+    library.scalars_on_host(True)
+    before = library.blocks
+    call("psf_reuse_", *made, torch.tensor(0.0))  # which touches nothing
+    assert library.blocks - before == blocks
+
+
 @pytest.mark.parametrize("scale_on_host", [False, True])
 def test_lists_that_lie_on_two_devices(library, call, scale_on_host):
     """One norm over both; each device has its own launches. (Both are memory of the host here.)"""

@@ -1,7 +1,5 @@
 """perturb_, restore_, psf_capture_ and psf_reuse_ on lists of tensors of every layout."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -119,9 +117,10 @@ def test_rho_zero_changes_no_bit(backend):
     assert same_bits(params[0], before) and same_bits(backups[0], before)
 
 
-def test_mixed_dtypes_in_one_list(backend):
-    params = [torch.randn(5).to(d) for d in FLOATING]
-    grads, backups = [torch.randn(5).to(d) for d in FLOATING], [torch.empty(5, dtype=d) for d in FLOATING]
+@pytest.mark.parametrize("n", [5, 5003])
+def test_mixed_dtypes_in_one_list(backend, n):
+    params = [torch.randn(n).to(d) for d in FLOATING]
+    grads, backups = [torch.randn(n).to(d) for d in FLOATING], [torch.empty(n, dtype=d) for d in FLOATING]
     before = [p.clone() for p in params]
     exact = exact_norm_of(grads)
     norm = ops.perturb_(params, grads, backups, RHO)
@@ -134,13 +133,26 @@ def test_mixed_dtypes_in_one_list(backend):
         )
 
 
-@pytest.mark.skipif(
-    os.environ.get("AUSAM_EXT_BACKEND") == "reference", reason="sums in float32, as torch does"
-)
-def test_large_gradients_do_not_overflow_the_norm():
-    """Squares of float32 above 1.8e19 do; the compiled kernels sum in float64."""
-    norm = ops.perturb_([torch.zeros(4)], [torch.full((4,), 1e30)], [torch.empty(4)], RHO)
-    assert norm.item() == pytest.approx(2e30)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [1e30, -1e-30, 2.0**-126, 1e-40, 0.0, -INF, NAN])
+def test_gradients_of_any_size_have_a_norm(backend, dtype, value):
+    """The reference sums in float32, as torch does: squares above 1.8e19 overflow and small ones vanish."""
+    grads = [torch.full((19,), value, dtype=dtype)]
+    exact = torch.linalg.vector_norm(
+        grads[0], dtype=torch.float32 if backend == "reference" else torch.float64
+    )
+    norm = ops.perturb_(
+        [torch.zeros_like(g) for g in grads], grads, [torch.empty_like(g) for g in grads], RHO
+    )
+    if backend.startswith("cuda") and value == 1e-40:  # without a leading bit: these kernels take it for 0
+        exact = 0.0
+    assert norm.item() == pytest.approx(float(exact), rel=1e-6, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FC00000, -1])
+def test_a_nan_of_any_bits_makes_the_norm_one(backend, bits):
+    grads = [torch.tensor([bits] + 5 * [0], dtype=torch.int32).view(torch.float32)]
+    assert ops.perturb_([torch.zeros(6)], grads, [torch.empty(6)], RHO).isnan()
 
 
 def test_restore_takes_any_dtype(backend):

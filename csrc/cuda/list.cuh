@@ -13,8 +13,15 @@ constexpr int kMaxTensors = 640;
 constexpr int kMaxTensors = 90;
 #endif
 constexpr int kListThreads = 512;
-constexpr int64_t kListChunk = 16384;  // elements that a block takes
-constexpr int64_t kByteChunk = 65536;  // likewise where bytes are copied
+// Blocks that a multiprocessor has registers for at once: as many as its threads allow, but three
+// of four on Blackwell.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900
+constexpr int kListBlocks = 4;
+#elif __CUDA_ARCH__ == 750
+constexpr int kListBlocks = 2;
+#else
+constexpr int kListBlocks = 3;
+#endif
 
 // `depth` lists of tensors that go together, each a dense block of memory.
 template <int depth>
@@ -26,7 +33,7 @@ struct List {
   int64_t chunk;  // elements that a block takes
 };
 
-// The elements of one tensor that this block takes.
+// The elements of one tensor that a block takes.
 struct Piece {
   int tensor;
   int64_t begin;
@@ -34,13 +41,13 @@ struct Piece {
 };
 
 template <int depth>
-__device__ Piece piece_of(const List<depth>& list) {
+__device__ Piece piece_of(const List<depth>& list, int block) {
   int low = 0, high = list.tensors;  // the last tensor whose first block is not after this one
   while (high - low > 1) {
     int middle = (low + high) / 2;
-    (static_cast<int>(blockIdx.x) < list.first_block[middle] ? high : low) = middle;
+    (block < list.first_block[middle] ? high : low) = middle;
   }
-  int64_t begin = (blockIdx.x - list.first_block[low]) * list.chunk;
+  int64_t begin = (block - list.first_block[low]) * list.chunk;
   int64_t left = list.size[low] - begin;
   return {low, begin, static_cast<int>(left < list.chunk ? left : list.chunk)};
 }
@@ -80,22 +87,40 @@ __device__ void for_each_pack(int size, bool is_aligned, F f) {
   for (int i = packed + threadIdx.x; i < size; i += blockDim.x) f(Width<1>{}, i);
 }
 
-// sum + x^2 in one instruction, as most GPUs have few units for float64. (The build fuses none by
-// itself. The square of a float32 is exact either way.)
-template <class A>
-__device__ double add_square(double sum, A x) {
-  return fma(static_cast<double>(x), static_cast<double>(x), sum);
+// sum + x^2, rounded once.
+__device__ inline double add_square(double sum, double x) { return fma(x, x, sum); }
+
+// Most GPUs have few units for float64, and a conversion to it keeps them as long as a product
+// does. So |x| * 2^-896 and |x| * 2^896 are put together from the bits of x: their product is x^2,
+// for infinity and NaN too. (What is below 2^-126 counts as 0.)
+__device__ inline double add_square(double sum, float x) {
+  int bits = __float_as_int(x) & 0x7fffffff, high = bits >> 3, low = bits << 29;
+  int raised = bits < 0x00800000 ? high : high + 0x70000000;
+  return fma(__hiloint2double(high, low), __hiloint2double(raised, low), sum);
 }
 
-struct AddDoubles {
-  __device__ double operator()(double a, double b) const { return a + b; }
-};
+constexpr int kSumBytes = kListThreads * sizeof(double);  // of shared memory
 
-// By one block, in an order that depends on its size alone.
+// The sum over the threads of a block, in a fixed order, for its first warp, which adds all of
+// them: if each warp reduced its own first, that would be four times as many instructions of
+// float64.
+__device__ inline double sum_of_block(double value) {
+  double* of_thread = shared_memory<double>();
+  __syncthreads();  // the last call's values have been read
+  of_thread[threadIdx.x] = value;
+  __syncthreads();
+  double sum = 0;
+  if (warp() > 0) return sum;
+  for (int w = 0; w < kListThreads / 32; ++w) sum += of_thread[w * 32 + lane()];
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+  return sum;
+}
+
+// By one block, in an order that depends on its size alone, for its first warp.
 __device__ inline double sum_of(const double* partial, int64_t n) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];
-  return reduce(sum, AddDoubles{});
+  return sum_of_block(sum);
 }
 
 }  // namespace ausam::cuda

@@ -20,7 +20,21 @@ struct Group {
 struct OnDevice {
   int32_t device;
   std::vector<Group> groups;
+  int64_t bytes = 0;  // of all
+
+  // Bytes of a tensor that a block takes: from 16 for each thread to 8 times as many. 2,048 to
+  // 4,096 blocks are 4 to 8 waves of 132 multiprocessors, so that the last one costs little. By the
+  // sizes alone: on every GPU the sums are of the same parts.
+  int64_t chunk() const {
+    int64_t chunk = 16 * kListThreads;
+    while (chunk < 8 * 16 * kListThreads && bytes > 4096 * chunk) chunk *= 2;
+    return chunk;
+  }
 };
+
+inline int64_t bytes_of(const Tensor& t) {
+  return t.numel() * static_cast<int64_t>(t.element_size());
+}
 
 inline std::vector<OnDevice> by_device(const std::vector<Tensor>& tensors) {
   std::vector<OnDevice> devices;
@@ -36,39 +50,37 @@ inline std::vector<OnDevice> by_device(const std::vector<Tensor>& tensors) {
         std::find_if(d->groups.begin(), d->groups.end(), [&](auto& x) { return x.type == type; });
     if (g == d->groups.end()) g = d->groups.insert(g, {type, {}});
     g->members.push_back(i);
+    d->bytes += bytes_of(tensors[i]);
   }
   return devices;
 }
 
-// Calls f(list, blocks) for every launch. `size_of` gives a tensor's elements, of which a block
-// takes `chunk`.
-template <size_t depth, class Size, class F>
+// Calls f(list, blocks) for every launch. An element has `unit` bytes, of which a block takes
+// `chunk`.
+template <size_t depth, class F>
 void for_each_list(const std::array<const DenseList*, depth>& lists,
-                   const std::vector<size_t>& members, Size size_of, int64_t chunk, F f) {
+                   const std::vector<size_t>& members, int64_t chunk, int64_t unit, F f) {
   for (size_t at = 0; at < members.size(); at += kMaxTensors) {
     List<depth> list;
     list.tensors = static_cast<int32_t>(std::min<size_t>(kMaxTensors, members.size() - at));
-    list.chunk = chunk;
+    list.chunk = chunk / unit;
     list.first_block[0] = 0;
     for (int t = 0; t < list.tensors; ++t) {
       size_t i = members[at + t];
       for (size_t d = 0; d < depth; ++d) list.data[d][t] = (*lists[d])[i].data_ptr();
-      list.size[t] = size_of((*lists[0])[i]);
+      list.size[t] = bytes_of((*lists[0])[i]) / unit;
       list.first_block[t + 1] =
-          list.first_block[t] + static_cast<int32_t>(blocks_for(list.size[t], chunk));
+          list.first_block[t] + static_cast<int32_t>(blocks_for(list.size[t], list.chunk));
     }
     f(list, list.first_block[list.tensors]);
   }
 }
 
-inline int64_t elements(const Tensor& t) { return t.numel(); }
-inline int64_t bytes(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.element_size()); }
-
 // Blocks of all the tensors of a device: how many partial sums there are.
 inline int64_t count_blocks(const OnDevice& d, const std::vector<Tensor>& tensors) {
   int64_t blocks = 0;
   for (auto& group : d.groups)
-    for (size_t i : group.members) blocks += blocks_for(tensors[i].numel(), kListChunk);
+    for (size_t i : group.members) blocks += blocks_for(bytes_of(tensors[i]), d.chunk());
   return blocks;
 }
 

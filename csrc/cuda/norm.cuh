@@ -7,9 +7,9 @@ namespace ausam::cuda {
 
 // partial[block] = ||g||^2 of a piece, or || |w| g ||^2 for the adaptive perturbation; `list`: w, g
 template <class T, class A>
-__global__ void squared_norms(const __grid_constant__ List<2> list, bool adaptive,
-                              double* partial) {
-  Piece piece = piece_of(list);
+__global__ void __launch_bounds__(kListThreads, kListBlocks)
+    squared_norms(const __grid_constant__ List<2> list, bool adaptive, double* partial) {
+  Piece piece = piece_of(list, blockIdx.x);
   auto* w = static_cast<const T*>(list.data[0][piece.tensor]) + piece.begin;
   auto* g = static_cast<const T*>(list.data[1][piece.tensor]) + piece.begin;
   double sum = 0;
@@ -23,7 +23,7 @@ __global__ void squared_norms(const __grid_constant__ List<2> list, bool adaptiv
       sum = add_square(sum, x);
     }
   });
-  sum = reduce(sum, AddDoubles{});
+  sum = sum_of_block(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 

@@ -18,8 +18,8 @@ inline Tensor squared_norms_of(const DenseList& w, const DenseList& g,
     for (auto& group : d.groups)
       dispatch_floating(group.type, [&](auto t) {
         using T = decltype(t);
-        for_each_list<2>({&w, &g}, group.members, elements, kListChunk, [&](auto& list, int64_t n) {
-          device.launch(squared_norms<T, acc_t<T>>, n, kListThreads, kScratch, list, adaptive,
+        for_each_list<2>({&w, &g}, group.members, d.chunk(), sizeof(T), [&](auto& list, int64_t n) {
+          device.launch(squared_norms<T, acc_t<T>>, n, kListThreads, kSumBytes, list, adaptive,
                         next);
           next += n;
         });

@@ -25,7 +25,7 @@ Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
   Tensor norm = torch::stable::new_empty(first, {}, type), scale = doubles(first, 1);
   dispatch_table(type, [&](auto t) {
     using N = decltype(t);
-    DeviceOf(first).launch(finish_norm<N>, 1, kListThreads, kScratch, data(sums), sums.numel(),
+    DeviceOf(first).launch(finish_norm<N>, 1, kListThreads, kSumBytes, data(sums), sums.numel(),
                            given.has_value(), rho, static_cast<N*>(norm.data_ptr()), data(scale));
   });
 
@@ -37,7 +37,7 @@ Tensor perturb_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
       dispatch_floating(group.type, [&](auto t) {
         using T = decltype(t);
         for_each_list<3>(
-            {&w, &g, &saved}, group.members, elements, kListChunk, [&](auto& list, int64_t n) {
+            {&w, &g, &saved}, group.members, d.chunk(), sizeof(T), [&](auto& list, int64_t n) {
               device.launch(ascend<T, acc_t<T>>, n, kListThreads, 0, list, adaptive, data(local));
             });
       });
@@ -56,7 +56,7 @@ void restore_(std::vector<Tensor> params, std::vector<Tensor> backups) {
     std::vector<size_t> members;  // dtypes do not matter
     for (auto& group : d.groups)
       members.insert(members.end(), group.members.begin(), group.members.end());
-    for_each_list<2>({&w, &saved}, members, bytes, kByteChunk, [&](auto& list, int64_t n) {
+    for_each_list<2>({&w, &saved}, members, d.chunk(), 1, [&](auto& list, int64_t n) {
       device.launch(copy_bytes, n, kListThreads, 0, list);
     });
   }

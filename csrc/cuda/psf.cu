@@ -41,10 +41,10 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
         size_t before = 0;  // members in earlier launches
         int64_t unnormed = std::count_if(group.members.begin(), group.members.end(),
                                          [&](size_t i) { return i < first_normed; });
-        for_each_list<2>({&p, &g}, group.members, elements, kListChunk, [&](auto& list, int64_t n) {
+        for_each_list<2>({&p, &g}, group.members, d.chunk(), sizeof(T), [&](auto& list, int64_t n) {
           int norm_from =
               static_cast<int>(std::max<int64_t>(0, unnormed - static_cast<int64_t>(before)));
-          device.launch(capture<T, acc_t<T>>, n, kListThreads, kScratch, list, norm_from, next,
+          device.launch(capture<T, acc_t<T>>, n, kListThreads, kSumBytes, list, norm_from, next,
                         next + blocks);
           next += n;
           before += list.tensors;
@@ -58,8 +58,8 @@ std::tuple<Tensor, Tensor> psf_capture_(std::vector<Tensor> psf, std::vector<Ten
   Tensor sgd_norm = torch::stable::new_empty(first, {}, type);
   dispatch_table(type, [&](auto t) {
     using N = decltype(t);
-    DeviceOf(first).launch(finish_norms<N>, 1, kListThreads, kScratch, data(sums), sums.numel() / 2,
-                           static_cast<N*>(psf_norm.data_ptr()),
+    DeviceOf(first).launch(finish_norms<N>, 1, kListThreads, kSumBytes, data(sums),
+                           sums.numel() / 2, static_cast<N*>(psf_norm.data_ptr()),
                            static_cast<N*>(sgd_norm.data_ptr()));
   });
   p.finish();
@@ -74,7 +74,7 @@ Tensor bounded(const Tensor& scale, const Tensor& limit, const DenseList& g,
   Tensor most = doubles(first, 1), result = doubles(first, 1);
   torch::stable::copy_(most, limit);
   torch::stable::copy_(result, scale);
-  DeviceOf(first).launch(bound, 1, kListThreads, kScratch, data(sums), sums.numel(), data(most),
+  DeviceOf(first).launch(bound, 1, kListThreads, kSumBytes, data(sums), sums.numel(), data(most),
                          data(result));
   return result;
 }
@@ -105,7 +105,7 @@ void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor
         dispatch_floating(group.type, [&](auto t) {
           using T = decltype(t);
           for_each_list<2>(
-              {&g, &p}, group.members, elements, kListChunk, [&](auto& list, int64_t n) {
+              {&g, &p}, group.members, d.chunk(), sizeof(T), [&](auto& list, int64_t n) {
                 device.launch(reuse<T, acc_t<T>, S>, n, kListThreads, 0, list, value, given);
               });
         });

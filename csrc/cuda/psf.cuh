@@ -9,9 +9,10 @@ namespace ausam::cuda {
 // psf = grad - psf; both squared norms of the pieces of tensors from `norm_from` on; `list`: psf,
 // grad
 template <class T, class A>
-__global__ void capture(const __grid_constant__ List<2> list, int norm_from, double* psf_partial,
-                        double* sgd_partial) {
-  Piece piece = piece_of(list);
+__global__ void __launch_bounds__(kListThreads, kListBlocks)
+    capture(const __grid_constant__ List<2> list, int norm_from, double* psf_partial,
+            double* sgd_partial) {
+  Piece piece = piece_of(list, blockIdx.x);
   auto* psf = static_cast<T*>(list.data[0][piece.tensor]) + piece.begin;
   auto* grad = static_cast<const T*>(list.data[1][piece.tensor]) + piece.begin;
   bool norms = piece.tensor >= norm_from;
@@ -28,8 +29,8 @@ __global__ void capture(const __grid_constant__ List<2> list, int norm_from, dou
     }
     store(psf + i, p, width);
   });
-  psf_sum = reduce(psf_sum, AddDoubles{});
-  sgd_sum = reduce(sgd_sum, AddDoubles{});
+  psf_sum = sum_of_block(psf_sum);
+  sgd_sum = sum_of_block(sgd_sum);
   if (threadIdx.x > 0) return;
   psf_partial[blockIdx.x] = psf_sum;
   sgd_partial[blockIdx.x] = sgd_sum;
@@ -43,12 +44,13 @@ __global__ void bound(const double* sums, int64_t n, const double* limit, double
 }
 
 // grad += scale * psf. A scale of 0 touches nothing, also where psf is not finite; `list`: grad,
-// psf
+// psf. Backwards, as ascend.
 template <class T, class A, class S>
-__global__ void reuse(const __grid_constant__ List<2> list, const S* scale, double given) {
+__global__ void __launch_bounds__(kListThreads, kListBlocks)
+    reuse(const __grid_constant__ List<2> list, const S* scale, double given) {
   A s = static_cast<A>(scale ? static_cast<double>(*scale) : given);
   if (s == 0) return;
-  Piece piece = piece_of(list);
+  Piece piece = piece_of(list, gridDim.x - 1 - blockIdx.x);
   auto* grad = static_cast<T*>(list.data[0][piece.tensor]) + piece.begin;
   auto* psf = static_cast<const T*>(list.data[1][piece.tensor]) + piece.begin;
   for_each_pack<T>(piece.size, aligned(grad, psf), [&](auto width, int i) {

@@ -26,7 +26,7 @@ using ausam::cuda::memory;
 std::mutex mutex;  // one launch at a time, whichever thread asks
 std::map<const void*, size_t> allowed;
 std::string message;
-uint64_t launches = 0;
+uint64_t launches = 0, blocks = 0;
 
 cudaError_t fail(cudaError_t error, const std::string& text) {
   message = text;
@@ -97,6 +97,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
                 "invalid argument: " + std::to_string(config.dynamicSmemBytes) +
                     " bytes of shared memory, allowed " + std::to_string(limit));
   ++launches;
+  blocks += grid.x;
   gridDim = grid;
   blockDim = block;
   SharedMemory shared(config.dynamicSmemBytes);
@@ -126,6 +127,7 @@ EXPORT void emulation_set_schedule(int schedule, uint64_t seed) {
 }
 
 EXPORT uint64_t emulation_launches() { return launches; }
+EXPORT uint64_t emulation_blocks() { return blocks; }
 
 }  // namespace emulation
 

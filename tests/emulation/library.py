@@ -13,6 +13,7 @@ class Library:
         self.c = ctypes.CDLL(str(path))
         self.c.emulation_error.restype = ctypes.c_char_p
         self.c.emulation_launches.restype = ctypes.c_uint64
+        self.c.emulation_blocks.restype = ctypes.c_uint64
         self.c.emulation_set_schedule.argtypes = [ctypes.c_int, ctypes.c_uint64]
         self.c.emulation_set_schedule.restype = None
 
@@ -38,6 +39,11 @@ class Library:
     def launches(self):
         """Kernels that have been launched so far."""
         return self.c.emulation_launches()
+
+    @property
+    def blocks(self):
+        """Blocks that have been launched so far."""
+        return self.c.emulation_blocks()
 
     def run(self, kernel, data, *, broken=False, blocks=1, threads=None, shared=None):
         """One of faults.cu, on a list of ints; the list after it, or RuntimeError."""
