@@ -23,7 +23,7 @@ import torch
 
 from ..job import Job
 from ..markdown import table
-from ..spread import spread, standard_errors
+from ..spread import paired, spread, standard_errors
 from .rows import Row, difference, fill, read
 from .tasks import COMPARED, DATA, TASKS, with_method
 
@@ -76,18 +76,14 @@ def run(path: Path, names: Sequence[str], data: Path, parts: Sequence[str] = PAR
     return rows
 
 
-def paired(row: Row, other: Row) -> str:
-    """Row minus other, and in how many seeds it is above."""
-    d = difference(row, other)
-    return f"{spread(d, '+')} ({sum(x > 0 for x in d)} of {len(d)})"
-
-
 def test_table(rows: Sequence[Row], task: str) -> str:
     """Markdown: every method on the test images."""
     of = {row["method"]: row for row in rows if row["part"] == "test" and row["task"] == task}
     cells = [["Method", "Test accuracy, %", "minus SAM", "minus random half", "samples / SAM's"]]
     for method, row in of.items():
-        against = ["" if method == other else paired(row, of[other]) for other in ("SAM", "Random half")]
+        against = [
+            "" if method == other else paired(difference(row, of[other])) for other in ("SAM", "Random half")
+        ]
         share = statistics.mean(row["samples"]) / statistics.mean(of["SAM"]["samples"])
         cells.append([method, spread(row["accuracy"]), *against, f"{share:.2f}"])
     return table(cells, 1)
@@ -102,7 +98,7 @@ def validation_table(rows: Sequence[Row]) -> str:
             one, other = (of[method] for method in PROPORTIONAL)
             errors = f"{standard_errors(difference(one, other)):+.1f}"
             accuracies = [spread(of[method]["accuracy"]) for method in VALIDATED]
-            cells.append([task, *accuracies, paired(one, other), errors])
+            cells.append([task, *accuracies, paired(difference(one, other)), errors])
     return table(cells, 1)
 
 
