@@ -17,12 +17,13 @@ class Data:
     name: str
     epochs: int
     learning_rate: float
+    rho: float
     marked: str  # what these samples are
 
 
 DATA = (
-    Data(digits.WRONG, 20, 0.05, "wrong labels"),
-    Data(digits.LONG_TAILED, 40, 0.025, "images of the five rarest classes"),
+    Data(digits.WRONG, 20, 0.05, 0.1, "wrong labels"),
+    Data(digits.LONG_TAILED, 40, 0.025, 0.05, "images of the five rarest classes"),
 )
 
 # Each is one of benchmarks.methods, with settings. A random half has AUSAM's whole first epoch: without it,
@@ -56,6 +57,6 @@ def job(method: str, data: Data, epochs: int, seed: int) -> Job:
         batch_size=64,
         learning_rate=data.learning_rate,
         weight_decay=5e-4,
-        rho=0.1,
+        rho=data.rho,
         settings=settings,
     )
