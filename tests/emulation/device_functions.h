@@ -161,20 +161,6 @@ inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
 
-// One rounding each: in functions of their own, so that the compiler contracts nothing across them.
-#define EMULATION_ROUNDED __attribute__((noinline, noclone)) inline
-EMULATION_ROUNDED float __fadd_rn(float a, float b) { return a + b; }
-EMULATION_ROUNDED float __fsub_rn(float a, float b) { return a - b; }
-EMULATION_ROUNDED float __fmul_rn(float a, float b) { return a * b; }
-EMULATION_ROUNDED float __fdiv_rn(float a, float b) { return a / b; }
-EMULATION_ROUNDED float __fsqrt_rn(float x) { return std::sqrt(x); }
-EMULATION_ROUNDED double __dadd_rn(double a, double b) { return a + b; }
-EMULATION_ROUNDED double __dsub_rn(double a, double b) { return a - b; }
-EMULATION_ROUNDED double __dmul_rn(double a, double b) { return a * b; }
-EMULATION_ROUNDED double __ddiv_rn(double a, double b) { return a / b; }
-EMULATION_ROUNDED double __dsqrt_rn(double x) { return std::sqrt(x); }
-#undef EMULATION_ROUNDED
-
 #define EMULATION_MIN_MAX(T)                       \
   inline T min(T a, T b) { return b < a ? b : a; } \
   inline T max(T a, T b) { return a < b ? b : a; }

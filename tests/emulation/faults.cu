@@ -159,13 +159,6 @@ __global__ void across_blocks(int* data) {
   data[i] = data[broken ? (i + 1) % n : i] + 1;
 }
 
-// x * x - 1 for floats. The mistake: the compiler may round once.
-template <bool broken>
-__global__ void rounding(int* data) {
-  float x = 1 + threadIdx.x / 4096.0f;  // exact
-  data[threadIdx.x] = __float_as_int(broken ? x * x - 1 : __fsub_rn(__fmul_rn(x, x), 1));
-}
-
 int run(void (*kernel)(int*), int blocks, int threads, size_t shared, int* data) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
@@ -198,7 +191,6 @@ KERNEL(misaligned)
 KERNEL(count_threads)
 KERNEL(one_place)
 KERNEL(across_blocks)
-KERNEL(rounding)
 
 EXPORT int opt_in(int bytes) {
   return cudaFuncSetAttribute(tree_sum<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
