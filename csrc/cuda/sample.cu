@@ -37,6 +37,12 @@ void sample_large_rows(const DeviceOf& device, const Tensor& like, const Load& l
   launch(choose, s, out);
 }
 
+// Positions and ranks are counted in 32 bits.
+void check_length(const Tensor& rows) {
+  STD_TORCH_CHECK(rows.size(rows.dim() - 1) <= UINT32_MAX, "a row of ", rows.size(rows.dim() - 1),
+                  " scores: at most 2^32 - 1 on CUDA");
+}
+
 template <class Load>
 Tensor sample(const Tensor& like, const Tensor& noise, int64_t k, double s_min, double s_max,
               const Load& load) {
@@ -62,6 +68,7 @@ Tensor subset_sample(const Tensor& scores, int64_t k, double s_min, double s_max
                      const Tensor& noise) {
   check_sample(scores, noise, k, s_min, s_max);
   STD_TORCH_CHECK(is_table(scores.scalar_type()), "scores: float32 or float64");
+  check_length(scores);
   NoGrad no_grad;
   Tensor x = torch::stable::contiguous(scores), e = torch::stable::contiguous(noise);
   return sample(x, e, k, s_min, s_max, Scores{flat_floats(x)});
@@ -72,6 +79,7 @@ Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index
                    std::optional<Tensor> tried) {
   check_table(total, count, index, invalid, tried);
   check_sample(index, noise, k, s_min, s_max);
+  check_length(index);
   NoGrad no_grad;
   Tensor idx = torch::stable::contiguous(index), e = torch::stable::contiguous(noise);
   auto visits = vector_of<const int32_t>(count);
