@@ -54,7 +54,7 @@ __device__ inline Threshold threshold_of(const uint32_t (&key)[kEach], uint32_t 
   }
 }
 
-// Scores, their range, keys, the k largest, positions. Five barriers, or up to seven.
+// Scores, their range, keys, the k largest, positions. Four to seven barriers, mostly five.
 template <class Load>
 __global__ void sample_rows(Load load, const float* noise, int n, int k, float s_min, float span,
                             int64_t* out) {
