@@ -9,7 +9,7 @@ namespace {
 // data[0] = the sum. The mistake: no barrier between the steps.
 template <bool broken>
 __global__ void tree_sum(int* data) {
-  int *partial = shared_memory<int>(), t = threadIdx.x;
+  int *partial = &shared_memory<int>(), t = threadIdx.x;
   partial[t] = data[t];
   __syncthreads();
   for (int half = blockDim.x / 2; half > 0; half /= 2) {
@@ -22,7 +22,7 @@ __global__ void tree_sum(int* data) {
 // Inclusive sums. The mistake: totals of warps are read without a barrier.
 template <bool broken>
 __global__ void scan(int* data) {
-  int *totals = shared_memory<int>(), sum = data[threadIdx.x];
+  int *totals = &shared_memory<int>(), sum = data[threadIdx.x];
   for (int step = 1; step < 32; step *= 2) {
     int other = __shfl_up_sync(kAllLanes, sum, step);
     if (lane() >= step) sum += other;
@@ -36,7 +36,7 @@ __global__ void scan(int* data) {
 // Sorts. The mistake: between steps within a warp, nothing waits.
 template <bool broken>
 __global__ void bitonic_sort(int* data) {
-  int *key = shared_memory<int>(), t = threadIdx.x, n = 2 * blockDim.x;
+  int *key = &shared_memory<int>(), t = threadIdx.x, n = 2 * blockDim.x;
   key[t] = data[t];
   key[t + n / 2] = data[t + n / 2];
   for (int size = 2; size <= n; size *= 2)
@@ -92,7 +92,7 @@ __global__ void reads_beyond_mask(int* data) {
 
 template <bool broken>
 __global__ void unwritten_shared(int* data) {
-  int* x = shared_memory<int>();
+  int* x = &shared_memory<int>();
   if (!broken || threadIdx.x != 7) x[threadIdx.x] = 1;
   __syncthreads();
   data[threadIdx.x] = x[threadIdx.x];
@@ -101,7 +101,7 @@ __global__ void unwritten_shared(int* data) {
 // Lanes read what their neighbours have written. The mistake: half of them only have waited for it.
 template <bool broken>
 __global__ void within_warp(int* data) {
-  int *x = shared_memory<int>(), t = threadIdx.x;
+  int *x = &shared_memory<int>(), t = threadIdx.x;
   x[t] = data[t];
   if (broken)
     __syncwarp(lane() < 16 ? 0xffff : 0xffff0000);
@@ -112,7 +112,7 @@ __global__ void within_warp(int* data) {
 
 template <bool broken>
 __global__ void outside_shared(int* data) {
-  int *x = shared_memory<int>(), t = threadIdx.x;
+  int *x = &shared_memory<int>(), t = threadIdx.x;
   x[broken ? t + 1 : t] = data[t];
   __syncthreads();
   data[t] = x[t];
