@@ -22,7 +22,8 @@ test: .venv/with-test .venv/installed
 test-install: .venv/with-test .venv/installed
 	$(BIN)/pytest -m install -rP
 
-# Compiles the CUDA kernels for every architecture that nvcc knows; needs nvcc, and no GPU.
+# Compiles the CUDA kernels for every architecture that nvcc knows; needs nvcc, and no GPU. Registers and occupancy
+# have to be those of tests/kernel_resources.txt, which `python tests/kernel_resources.py` writes anew.
 test-cuda-build: .venv/with-test .venv/installed
 	$(BIN)/pytest -m cuda_build -rP tests/test_cuda_build.py
 

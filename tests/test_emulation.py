@@ -175,12 +175,3 @@ def test_sanitizers(folder, kernel, message):
     correct, broken = run(False), run(True)
     assert (correct.returncode, correct.stdout, correct.stderr) == (0, "done\n", "")
     assert broken.returncode != 0 and message in broken.stderr
-
-
-def test_contraction(plain, folder):
-    """Where a kernel leaves it to the compiler, results differ between roundings."""
-    if " fma " not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("the processor has no fused multiply-add")
-    contracted = Library(build_kernels(FAULTS, folder, "contracted"))
-    assert contracted.run("rounding", VALUES) == plain.run("rounding", VALUES)
-    assert contracted.run("rounding", VALUES, broken=True) != plain.run("rounding", VALUES, broken=True)

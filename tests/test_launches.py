@@ -8,6 +8,7 @@ import pytest
 import torch
 from emulation.mode import run
 from helpers import exponential, like, same_bits, tensor_list
+from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = Path(__file__).parent
 OPS = torch.ops.ausam_ext
@@ -75,7 +76,8 @@ MIXED = (torch.float32, torch.bfloat16)
         (1, adlp_update_, (5000,)),
         *((1, sample, (k,)) for sample in (subset_sample, adlp_sample) for k in (16, 128, 4096)),
         *((1, sample, (300, 128)) for sample in (subset_sample, adlp_sample)),
-        *((6, sample, (k,)) for sample in (subset_sample, adlp_sample) for k in (4097, 50_000)),
+        *((5, sample, (k,)) for sample in (subset_sample, adlp_sample) for k in (4097, 50_000)),
+        *((5, sample, (3, 5000)) for sample in (subset_sample, adlp_sample)),
         *((1, subset_weights, shape) for shape in ((16,), (4096,), (300, 128))),
         *((4, subset_weights, (k,)) for k in (4097, 50_000)),
         (1, "sliced_variance", (torch.rand(50), 5)),
@@ -96,6 +98,44 @@ def test_kernels_of_a_call(library, call, kernels, operator, arguments):
     before = library.launches
     call(operator, *arguments) if isinstance(operator, str) else operator(call, *arguments)
     assert library.launches - before == kernels
+
+
+class Watch(TorchDispatchMode):
+    """What the launchers ask of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.asked.append(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("operator", [subset_sample, adlp_sample, subset_weights])
+@pytest.mark.parametrize(("n", "allocations"), [(4096, 1), (9000, 2)])
+def test_long_rows_take_one_allocation_beside_the_result(call, operator, n, allocations):
+    """And nothing else of torch: no memory is filled by it."""
+    asked = []
+
+    def watched(*args, **kwargs):
+        with Watch() as watch:
+            call(*args, **kwargs)
+        asked.extend(watch.asked)
+
+    operator(watched, n)
+    assert asked == ["new_empty"] * allocations
+
+
+@pytest.mark.parametrize("operator", [subset_sample, adlp_sample])
+def test_a_row_longer_than_32_bits_count_is_refused(call, operator):
+    def with_long_rows(name, *args, noise, **kwargs):
+        *table, rows, k = args
+        rows, noise = rows[:1].expand(2**32), noise[:1].expand(2**32)
+        call(name, *table, rows, k, noise=noise, **kwargs)
+
+    with pytest.raises(RuntimeError, match=r"a row of 4294967296 scores: at most 2\^32 - 1 on CUDA"):
+        operator(with_long_rows, 8)
 
 
 @pytest.mark.parametrize(

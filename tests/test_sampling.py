@@ -51,13 +51,13 @@ def special_rows(n):
     return rows
 
 
-# 33,000 takes the path for large rows.
-@pytest.mark.parametrize("n", [1, 2, 3, 17, 128, 1021, 33000])
+# From 4,097 on many blocks share a row.
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 128, 1021, 4096, 4097, 33000])
 @pytest.mark.parametrize("share", [0, 0.3, 0.5, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_same_subset_as_the_oracle_bit_for_bit(backend, n, share, dtype):
     scores, noise, k = special_rows(n).to(dtype), exponential(12, n, seed=n), max(1, int(share * n))
-    if n == 33000:
+    if n > 4000:
         scores, noise = scores[[0, 2, 4, 10]], noise[:4]
     got = ops.subset_sample(scores, k, s_min=0.1, s_max=0.7, noise=noise)
     assert got.dtype == torch.int64
@@ -69,6 +69,18 @@ def test_equal_keys_go_to_the_lower_position(backend, n):
     noise = torch.ones(2, n)
     got = ops.subset_sample(torch.full((2, n), 0.5), n // 2, noise=noise)
     assert torch.equal(got, torch.arange(n // 2).expand(2, -1))
+
+
+@pytest.mark.parametrize("n", [40, 4096, 9000])
+@pytest.mark.parametrize("digits", [2, 8, 14, 23])
+def test_keys_that_differ_in_their_last_bits(backend, n, digits):
+    """Between two far away from them: whatever tells keys apart has to go down to the last bit."""
+    noise = 1 + torch.randint(0, 2**digits, (2, n)) * 2.0**-23
+    noise[:, 3], noise[:, n // 2] = 1e-30, 1e30
+    scores = torch.full((2, n), 0.5)
+    for k in (1, n // 2, n - 1):
+        got = ops.subset_sample(scores, k, s_max=0.7, noise=noise)
+        assert torch.equal(got, oracle(scores, k, 0.1, 0.7, noise))
 
 
 @pytest.mark.parametrize("n", [40, 40000])

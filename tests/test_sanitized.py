@@ -1,6 +1,5 @@
 """The operators' tests on kernels that were built otherwise: CPU kernels and emulated CUDA kernels with
-AddressSanitizer and UndefinedBehaviorSanitizer, and emulated ones with every multiplication and addition
-fused that a kernel leaves to nvcc."""
+AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 import os
 import subprocess
@@ -40,7 +39,6 @@ def runs(folder):
     compiled = ("-p", "sanitized_kernels", "--backend=compiled", "-k", "not inductor")
     started = {
         "emulated, sanitized": start(*emulated, **sanitized_environment(), AUSAM_EMULATION="asan"),
-        "emulated, contracted": start(*emulated, AUSAM_EMULATION="contracted"),
         "CPU, sanitized": start(*compiled, **sanitized_environment(), AUSAM_CPU_KERNELS=str(library)),
     }
     yield started
@@ -49,7 +47,7 @@ def runs(folder):
         run.communicate()
 
 
-@pytest.mark.parametrize("kernels", ["emulated, sanitized", "emulated, contracted", "CPU, sanitized"])
+@pytest.mark.parametrize("kernels", ["emulated, sanitized", "CPU, sanitized"])
 def test_operators_pass_on(runs, kernels):
     output, _ = runs[kernels].communicate(timeout=1200)
     print(output[-200:])

@@ -59,6 +59,25 @@ def test_update(backend, dtype, table_dtype, index_dtype, n):
     assert torch.equal(count, exact_count)
 
 
+@pytest.mark.parametrize("table_dtype", TABLE)
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 256, 1000, 1024])
+@pytest.mark.parametrize("samples", [3, 5000])
+def test_repeated_samples_are_added_in_the_order_of_their_visits(backend, table_dtype, n, samples):
+    """To the last bit, in batches of up to 1,024; others have the same lower 32 bits of the index."""
+    total, count = torch.rand(samples, dtype=table_dtype), torch.zeros(samples, dtype=torch.int32)
+    index = torch.randint(0, samples, (n,))
+    index[torch.rand(n) < 0.2] += 2**32
+    a, b = torch.randn(n), torch.randn(n)
+    invalid, expected, visited = torch.zeros((), dtype=torch.int32), total.numpy().copy(), count.clone()
+    for i, d in zip(index.tolist(), (b - a).abs().numpy(), strict=True):
+        if i < samples:
+            expected[i] += d.astype(expected.dtype)
+            visited[i] += 1
+    ops.adlp_update_(total, count, index, a, b, invalid=invalid)
+    assert same_bits(total, torch.from_numpy(expected)) and torch.equal(count, visited)
+    assert invalid == (index >= samples).sum()
+
+
 def test_update_is_the_same_sum_on_every_backend_and_number_of_threads(threads):
     samples, n = 977, 200_000
     index, a, b = torch.randint(0, samples, (n,)), torch.randn(n), torch.randn(n)

@@ -1,46 +1,46 @@
 // Launchers of subset_sample and adlp_sample.
-#include "launch.h"
 #include "sample.cuh"
 #include "sample_large.cuh"
+#include "vectors.h"
+#include "workspace.h"
 
 namespace ausam::cuda {
 namespace {
-
-constexpr int kLargeThreads = 512;  // for large rows
-constexpr int64_t kKeysPerThread = 4;
-
-// Memory of one call, from torch's allocator; freed in the order of the stream.
-template <class T>
-T* allocate(const Tensor& like, int64_t n, std::vector<Tensor>& held) {
-  int64_t bytes = n * static_cast<int64_t>(sizeof(T));
-  held.push_back(torch::stable::new_empty(like, {&bytes, 1}, ScalarType::Byte));
-  return static_cast<T*>(held.back().data_ptr());
-}
 
 template <class Load>
 void sample_large_rows(const DeviceOf& device, const Tensor& like, const Load& load,
                        const float* noise, int64_t count, int64_t n, int64_t k, float s_min,
                        float span, int64_t* out) {
-  std::vector<Tensor> held;
-  LargeRows rows{};
+  LargeSample s{};
+  LargeRows& rows = s.rows;
   rows.n = n;
   rows.k = k;
   rows.parts = static_cast<int>(blocks_for(n, kPart));
-  int64_t blocks = count * rows.parts;
-  rows.key = allocate<int32_t>(like, count * n, held);
-  rows.range = allocate<Range>(like, blocks, held);
-  rows.histogram = allocate<int32_t>(like, count * kDigits * kBuckets, held);
-  torch::stable::zero_(held.back());
-  rows.above = allocate<int32_t>(like, blocks, held);
-  rows.equal = allocate<int32_t>(like, blocks, held);
-  rows.threshold = allocate<Threshold>(like, count, held);
-  constexpr size_t kHistogram = kScratch + (kBuckets + 2) * sizeof(int32_t);
-  device.launch(load_scores<Load>, blocks, kLargeThreads, kScratch, rows, load);
-  device.launch(make_keys, blocks, kLargeThreads, kHistogram, rows, noise, s_min, span);
-  device.launch(narrow<1>, blocks, kLargeThreads, kHistogram, rows);
-  device.launch(narrow<2>, blocks, kLargeThreads, kHistogram, rows);
-  device.launch(count_chosen, blocks, kLargeThreads, kHistogram, rows);
-  device.launch(emit_parts, blocks, kLargeThreads, kScratch, rows, out);
+  int64_t blocks = count * rows.parts, sizes = count * kDigits * kDigitValues;
+  rows.zeros = sizes + blocks + 1;
+  Tensor memory = workspace(like, [&](auto take) {
+    take(rows.key, count * n);
+    take(rows.range, blocks);
+    take(rows.zero, rows.zeros);
+    take(s.prefix, count * kDigits);
+  });
+  s.histogram = rows.zero;
+  s.published = s.histogram + sizes;
+  s.tickets = s.published + blocks;
+  auto launch = [&](auto kernel, const auto&... arguments) {
+    device.launch(kernel, blocks, kPartThreads, sizeof(LargeMemory), arguments...);
+  };
+  launch(load_scores<Load>, rows, load);
+  launch(make_keys, s, noise, s_min, span);
+  launch(narrow, s, 1);
+  launch(narrow, s, 2);
+  launch(choose, s, out);
+}
+
+// Positions and ranks are counted in 32 bits.
+void check_length(const Tensor& rows) {
+  STD_TORCH_CHECK(rows.size(rows.dim() - 1) <= UINT32_MAX, "a row of ", rows.size(rows.dim() - 1),
+                  " scores: at most 2^32 - 1 on CUDA");
 }
 
 template <class Load>
@@ -55,29 +55,23 @@ Tensor sample(const Tensor& like, const Tensor& noise, int64_t k, double s_min, 
   auto* e = static_cast<const float*>(noise.data_ptr());
   // Taken in float64 and rounded once, as every backend does.
   auto low = static_cast<float>(s_min), span = static_cast<float>(s_max - s_min);
-  if (n > kBlockRow) {
+  if (n > kBlockRow)
     sample_large_rows(device, like, load, e, rows, n, k, low, span, positions);
-    return out;
-  }
-  // Up to four keys a thread: small rows leave room for other blocks, and long ones have few
-  // rounds.
-  int64_t warps =
-      std::clamp<int64_t>(blocks_for(n, 32 * (n > 1024 ? kKeysPerThread : 1)), 1, kMaxWarps);
-  device.launch(sample_rows<Load>, rows, static_cast<int>(32 * warps),
-                kScratch + n * sizeof(int32_t), load, e, static_cast<int>(n), static_cast<int>(k),
-                low, span, positions);
+  else
+    device.launch(sample_rows<Load>, rows, 32 * static_cast<int>(blocks_for(n, kWarp)),
+                  sizeof(RowMemory), load, e, static_cast<int>(n), static_cast<int>(k), low, span,
+                  positions);
   return out;
 }
 
 Tensor subset_sample(const Tensor& scores, int64_t k, double s_min, double s_max,
                      const Tensor& noise) {
   check_sample(scores, noise, k, s_min, s_max);
+  STD_TORCH_CHECK(is_table(scores.scalar_type()), "scores: float32 or float64");
+  check_length(scores);
   NoGrad no_grad;
   Tensor x = torch::stable::contiguous(scores), e = torch::stable::contiguous(noise);
-  return dispatch_table(x.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    return sample(x, e, k, s_min, s_max, Scores<T>{static_cast<const T*>(x.data_ptr())});
-  });
+  return sample(x, e, k, s_min, s_max, Scores{flat_floats(x)});
 }
 
 Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index, int64_t k,
@@ -85,21 +79,14 @@ Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index
                    std::optional<Tensor> tried) {
   check_table(total, count, index, invalid, tried);
   check_sample(index, noise, k, s_min, s_max);
+  check_length(index);
   NoGrad no_grad;
   Tensor idx = torch::stable::contiguous(index), e = torch::stable::contiguous(noise);
-  return dispatch_index(idx.scalar_type(), [&](auto i) {
-    return dispatch_table(total.scalar_type(), [&](auto t) {
-      using T = decltype(t);
-      using I = decltype(i);
-      auto sums = vector_of<const T>(total);
-      auto visits = vector_of<const int32_t>(count);
-      auto marks = vector_of<const uint8_t>(tried);
-      Means<T, I> means{sums.data,           visits.data,   sums.stride,
-                        visits.stride,       total.numel(), static_cast<const I*>(idx.data_ptr()),
-                        counter_of(invalid), marks.data,    marks.stride};
-      return sample(idx, e, k, s_min, s_max, means);
-    });
-  });
+  auto visits = vector_of<const int32_t>(count);
+  auto marks = vector_of<const uint8_t>(tried);
+  Means means{floats_of(total),   visits.data,         visits.stride, total.numel(),
+              flat_integers(idx), counter_of(invalid), marks.data,    marks.stride};
+  return sample(idx, e, k, s_min, s_max, means);
 }
 
 }  // namespace

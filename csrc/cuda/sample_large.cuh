@@ -1,144 +1,141 @@
-// subset_sample and adlp_sample for rows that many blocks share: no sort, six launches whatever the
-// length.
+// subset_sample and adlp_sample for rows that many blocks share: no sort, five launches whatever
+// the length.
 //
-//   load_scores    scores, and their range in every part of the row
-//   make_keys      keys; histogram of their upper 11 bits
-//   narrow<1>      which upper bits the k-th largest key has; histogram of the next 11
-//   narrow<2>      likewise for the last 10
-//   count_chosen   the threshold; chosen and equal keys in every part
-//   emit_parts     positions
+//   load_scores  scores, and their range in every part of the row (large_rows.cuh)
+//   make_keys    keys; histogram of their upper 11 bits
+//   narrow       which upper bits the k-th largest key has; histogram of the next 11
+//   narrow       likewise for the last 10
+//   choose       the threshold, and positions
+//
+// Each but the last needs to know of the whole row what the one before it found, and a block cannot
+// wait for one that may not have started: not fewer than five. They move 8, 12, 4, 4 and 4 bytes a
+// score (float32), and 8 a chosen one.
 #pragma once
 
+#include "keys.cuh"
 #include "large_rows.cuh"
 
 namespace ausam::cuda {
 
+constexpr int kDigits = 3;                  // of a key, from the upper bits down
+constexpr int kDigitValues = 8 * kBuckets;  // of the first two digits; the last has half as many
+
 __device__ constexpr int digit_shift(int digit) { return digit == 0 ? 21 : digit == 1 ? 10 : 0; }
-__device__ constexpr int digit_mask(int digit) { return digit == 2 ? 0x3ff : 0x7ff; }
+__device__ constexpr uint32_t digit_mask(int digit) { return digit == 2 ? 0x3ff : 0x7ff; }
 
-// Keys in the order of unsigned integers, which their digits are taken from.
-__device__ inline uint32_t unsigned_of(int32_t key) {
-  return static_cast<uint32_t>(key) ^ 0x80000000u;
-}
-
-struct Add {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-
-// Adds the digit of every key for which `counted` holds to the row's histogram.
-template <class Counted>
-__device__ void count_digits(const LargeRows& rows, int digit, Counted counted) {
-  int32_t* bucket = shared_memory<int32_t>(kScratch);
-  for (int b = threadIdx.x; b < kBuckets; b += blockDim.x) bucket[b] = 0;
-  __syncthreads();
-  for (int j = threadIdx.x; j < rows.size(); j += blockDim.x) {
-    uint32_t key = unsigned_of(rows.keys()[j]);
-    if (counted(key)) atomicAdd(bucket + (key >> digit_shift(digit) & digit_mask(digit)), 1);
-  }
-  __syncthreads();
-  for (int b = threadIdx.x; b < kBuckets; b += blockDim.x)
-    if (bucket[b]) atomicAdd(rows.digits(digit) + b, bucket[b]);
-}
-
-__global__ void make_keys(LargeRows rows, const float* noise, float s_min, float span) {
-  Range range = range_of(rows);
-  noise += rows.row() * rows.n + rows.first();
-  for (int j = threadIdx.x; j < rows.size(); j += blockDim.x)
-    rows.keys()[j] = key_of(__int_as_float(rows.keys()[j]), noise[j], range, s_min, span);
-  // Every thread counts the keys that it has written itself.
-  count_digits(rows, 0, [](uint32_t) { return true; });
-}
-
-// The digits of the k-th largest key so far, and its rank among the keys that begin with them.
+// The digits of the k-th largest key that are known, and its rank among the keys that begin so.
 struct Prefix {
-  uint32_t bits;
-  int64_t rank;
+  uint32_t bits, rank;
 };
 
-// Walks down one histogram: which bucket holds the key of a rank. All threads get the result.
-__device__ inline void descend(const int32_t* histogram, int digit, Prefix& prefix) {
-  int32_t* bucket = shared_memory<int32_t>(kScratch);
-  int32_t* chosen = bucket + kBuckets;  // [2]: the bucket, and how many keys are in those above
-  int per_thread = kBuckets / blockDim.x;
-  int top = kBuckets - 1 - threadIdx.x * per_thread;  // this thread's buckets, downwards
-  int mine = 0;
-  for (int b = top; b > top - per_thread; --b) {
-    bucket[b] = histogram[b];
-    mine += bucket[b];
+struct LargeSample {
+  LargeRows rows;
+  Prefix* prefix;       // [rows, kDigits]: before each digit
+  uint32_t* histogram;  // [rows, kDigits, kDigitValues], zero
+  uint32_t* published;  // [rows, parts], zero: what each part has of the chosen
+  uint32_t* tickets;    // [1], zero
+  __device__ uint32_t* digits(int64_t row, int digit) const {
+    return histogram + (row * kDigits + digit) * kDigitValues;
   }
-  // Keys in the buckets of the threads before: an exclusive scan.
-  int before = mine;
-  for (int step = 1; step < 32; step *= 2) {
-    int other = __shfl_up_sync(kAllLanes, before, step);
-    if (lane() >= step) before += other;
-  }
-  int32_t* totals = shared_memory<int32_t>();
-  __syncthreads();
-  if (lane() == 31) totals[warp()] = before;
-  __syncthreads();
-  for (int w = 0; w < warp(); ++w) before += totals[w];
-  before -= mine;
-  if (before < prefix.rank && prefix.rank <= before + mine) {
-    int b = top;
-    for (int above = before;; --b) {
-      if (prefix.rank <= above + bucket[b]) {
-        chosen[0] = b;
-        chosen[1] = above;
-        break;
-      }
-      above += bucket[b];
-    }
-  }
-  __syncthreads();
-  prefix.bits |= static_cast<uint32_t>(chosen[0]) << digit_shift(digit);
-  prefix.rank -= chosen[1];
-  __syncthreads();  // before the shared memory is used again
+};
+
+struct LargeMemory {
+  Range ranges[kMaxWarps];
+  Chosen chosen[kMaxWarps], earlier[kMaxWarps];
+  uint32_t ticket;
+  alignas(16) uint32_t sums[kBuckets];
+  uint32_t histogram[kDigitValues];
+};
+
+__device__ inline void clear(uint32_t* histogram) {
+  for (int b = threadIdx.x; b < kDigitValues; b += blockDim.x) histogram[b] = 0;
 }
 
-__device__ inline Prefix prefix_of(const LargeRows& rows, int digits) {
-  Prefix prefix{0, rows.k};
-  for (int d = 0; d < digits; ++d) descend(rows.digits(d), d, prefix);
-  return prefix;
+// Adds the counts of a block to those of the row.
+__device__ inline void merge(const uint32_t* histogram, uint32_t* into) {
+  __syncthreads();
+  for (int b = threadIdx.x; b < kDigitValues; b += blockDim.x)
+    if (histogram[b]) atomicAdd(into + b, histogram[b]);
 }
 
-template <int digit>
-__global__ void narrow(LargeRows rows) {
-  Prefix prefix = prefix_of(rows, digit);
+__device__ inline void count_digit(uint32_t key, int digit, uint32_t* histogram) {
+  atomicAdd(histogram + (key >> digit_shift(digit) & digit_mask(digit)), 1);
+}
+
+__global__ void make_keys(LargeSample s, const float* noise, float s_min, float span) {
+  auto& memory = shared_memory<LargeMemory>();
+  Part part = s.rows.part(blockIdx.x);
+  clear(memory.histogram);
+  Range range = range_of(s.rows, part.row, memory.ranges);  // a barrier
+  for_each_score(s.rows, part, [&](int, int64_t at) {
+    float score = __uint_as_float(s.rows.key[at]);
+    uint32_t key = key_of(weight_of(score, range, s_min, span), noise[at]);
+    s.rows.key[at] = key;
+    count_digit(key, 0, memory.histogram);
+  });
+  merge(memory.histogram, s.digits(part.row, 0));
+}
+
+// One digit more of the k-th largest key. One barrier.
+__device__ inline Prefix next(const LargeSample& s, int64_t row, int digit, uint32_t* sums) {
+  Prefix p =
+      digit == 0 ? Prefix{0, static_cast<uint32_t>(s.rows.k)} : s.prefix[row * kDigits + digit];
+  const uint32_t* sizes = s.digits(row, digit);
+  if (threadIdx.x < kBuckets) sums[threadIdx.x] = Eight(sizes + 8 * threadIdx.x).sum();
+  __syncthreads();
+  Bucket b = bucket_of(sums, p.rank);
+  b = Eight(sizes + 8 * b.at).find(8 * b.at, b.rank);
+  return {p.bits | static_cast<uint32_t>(b.at) << digit_shift(digit), b.rank};
+}
+
+// Finds the digit before `digit`, and counts that one in the keys which have all before it.
+__global__ void narrow(LargeSample s, int digit) {
+  auto& memory = shared_memory<LargeMemory>();
+  Part part = s.rows.part(blockIdx.x);
+  clear(memory.histogram);
+  Prefix p = next(s, part.row, digit - 1, memory.sums);  // a barrier
+  if (part.number == 0 && threadIdx.x == 0) s.prefix[part.row * kDigits + digit] = p;
   uint32_t known = ~uint32_t{0} << digit_shift(digit - 1);
-  count_digits(rows, digit, [=](uint32_t key) { return (key & known) == prefix.bits; });
+  for_each_score(s.rows, part, [&](int, int64_t at) {
+    uint32_t key = s.rows.key[at];
+    if ((key & known) == p.bits) count_digit(key, digit, memory.histogram);
+  });
+  merge(memory.histogram, s.digits(part.row, digit));
 }
 
-__global__ void count_chosen(LargeRows rows) {
-  Prefix prefix = prefix_of(rows, kDigits);
-  Threshold t{static_cast<int32_t>(prefix.bits ^ 0x80000000u), static_cast<int>(prefix.rank)};
-  int above = 0, equal = 0;
-  for (int j = threadIdx.x; j < rows.size(); j += blockDim.x) {
-    above += rows.keys()[j] > t.key;
-    equal += rows.keys()[j] == t.key;
-  }
-  above = reduce(above, Add{});
-  equal = reduce(equal, Add{});
-  if (threadIdx.x > 0) return;
-  rows.above[blockIdx.x] = above;
-  rows.equal[blockIdx.x] = equal;
-  if (rows.part() == 0) rows.threshold[rows.row()] = t;
+// The parts of a row tell each other what they have of the chosen, in one word. A part waits only
+// for those before it, whose blocks drew their tickets earlier and so run already: whatever the
+// order in which blocks start, none waits for ever.
+constexpr uint32_t kPublished = 1u << 31;
+static_assert(kPart < 1 << 13);
+
+__device__ inline void publish(volatile uint32_t* word, Chosen c) {
+  *word = kPublished | c.above << 13 | c.equal;
 }
 
-__global__ void emit_parts(LargeRows rows, int64_t* out) {
-  Threshold t = rows.threshold[rows.row()];
-  int above = 0, equal = 0;  // in the parts before this one
-  for (int p = threadIdx.x; p < rows.part(); p += blockDim.x) {
-    above += rows.above[rows.row() * rows.parts + p];
-    equal += rows.equal[rows.row() * rows.parts + p];
-  }
-  above = reduce(above, Add{});
-  equal = reduce(equal, Add{});
-  out += rows.row() * rows.k + above + Min{}(equal, t.ties);
-  t.ties = Max{}(t.ties - equal, 0);
-  emit(rows.keys(), rows.size(), t, rows.first(), out);
+__device__ inline Chosen wait_for(const volatile uint32_t* word) {
+  uint32_t w = *word;
+  while (!(w & kPublished)) w = *word;
+  return {w >> 13 & 0x1fff, w & 0x1fff};
+}
+
+__global__ void choose(LargeSample s, int64_t* out) {
+  auto& memory = shared_memory<LargeMemory>();
+  if (threadIdx.x == 0) memory.ticket = atomicAdd(s.tickets, 1);
+  __syncthreads();
+  Part part = s.rows.part(memory.ticket);
+  uint32_t key[kPartEach] = {};  // kNoKey
+  for_each_score(s.rows, part, [&](int i, int64_t at) { key[i] = s.rows.key[at]; });
+  Prefix p = next(s, part.row, kDigits - 1, memory.sums);
+  Threshold t{p.bits, p.rank};
+  Chosen all, before = count_before(count(key, t), memory.chosen, all);
+  volatile uint32_t* published = s.published + part.row * s.rows.parts;
+  if (threadIdx.x == 0) publish(published + part.number, all);
+  Chosen earlier{};
+  for (int q = threadIdx.x; q < part.number; q += blockDim.x)
+    earlier = Add{}(earlier, wait_for(published + q));
+  before = Add{}(before, reduce(earlier, Add{}, memory.earlier));
+  emit(key, t, before, part.first + warp() * kPartWarp, out + part.row * s.rows.k);
 }
 
 }  // namespace ausam::cuda

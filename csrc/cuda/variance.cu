@@ -1,6 +1,6 @@
 // Launcher of sliced_variance.
-#include "launch.h"
 #include "variance.cuh"
+#include "vectors.h"
 
 namespace ausam::cuda {
 namespace {
@@ -11,13 +11,9 @@ Tensor sliced_variance(const Tensor& norms, int64_t slices) {
   int64_t n = norms.numel(), doubles = 2 * n;
   Tensor workspace = torch::stable::new_empty(norms, {&doubles, 1}, ScalarType::Double);
   Tensor out = torch::stable::new_empty(norms, {});
-  dispatch_table(norms.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    auto x = vector_of<const T>(norms);
-    int threads = static_cast<int>(std::clamp<int64_t>(blocks_for(n, 32), 1, kMaxWarps) * 32);
-    device.launch(sliced_variance_kernel<T>, 1, threads, 0, x.data, x.stride, n, slices,
-                  static_cast<double*>(workspace.data_ptr()), static_cast<T*>(out.data_ptr()));
-  });
+  int threads = static_cast<int>(std::clamp<int64_t>(blocks_for(n, 32), 1, kMaxWarps) * 32);
+  device.launch(sliced_variance_kernel, 1, threads, 0, floats_of(norms), n, slices,
+                static_cast<double*>(workspace.data_ptr()), out.data_ptr());
   return out;
 }
 

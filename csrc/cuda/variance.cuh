@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block.cuh"
+#include "vectors.cuh"
 
 namespace ausam::cuda {
 
@@ -17,13 +18,14 @@ __device__ inline double variance(const double* x, int64_t n) {
   return sum / static_cast<double>(n - 1);
 }
 
-// One block. `workspace` holds 2 n doubles. Sorts by rank, which costs n^2 comparisons and no
-// barrier: n is the window of a controller. All sums have the order of csrc/cpu/variance.cpp.
-template <class T>
-__global__ void sliced_variance_kernel(const T* norms, int64_t stride, int64_t n, int64_t slices,
-                                       double* workspace, T* out) {
+// One block. `workspace` holds 2 n doubles; `out` has the dtype of the norms. Sorts by rank, which
+// costs n^2 comparisons and no barrier: n is the window of a controller. All sums have the order of
+// csrc/cpu/variance.cpp.
+__global__ void sliced_variance_kernel(Floats norms, int64_t n, int64_t slices, double* workspace,
+                                       void* out) {
   double *value = workspace, *sorted = workspace + n;
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) value[i] = norms[i * stride];
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
+    value[i] = norms.is_double() ? norms.at<double>(i) : norms.at<float>(i);
   __syncthreads();
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
     int64_t rank = 0;
@@ -42,7 +44,11 @@ __global__ void sliced_variance_kernel(const T* norms, int64_t stride, int64_t n
   if (threadIdx.x > 0) return;
   double sum = 0;
   for (int64_t m = 0; m < slices; ++m) sum += value[m];
-  *out = static_cast<T>(sum / static_cast<double>(slices));
+  sum /= static_cast<double>(slices);
+  if (norms.is_double())
+    *static_cast<double*>(out) = sum;
+  else
+    *static_cast<float*>(out) = static_cast<float>(sum);
 }
 
 }  // namespace ausam::cuda

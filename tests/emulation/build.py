@@ -15,17 +15,13 @@ RUNTIME = [HERE / name for name in ("fiber.cpp", "scheduler.cpp", "launch.cpp", 
 FLAGS = [
     *("-x", "c++", "-std=c++20", "-O1", "-g", "-fPIC", "-Wall", "-Werror"),
     *("-fvisibility=hidden", "-fno-strict-aliasing"),  # shared memory holds one type after another
+    "-ffp-contract=off",  # nvcc's -fmad=false
 ]
 VARIANTS = {
-    "plain": ["-ffp-contract=off"],
-    # nvcc contracts a * b + c to one rounding wherever a kernel does not forbid it.
-    "contracted": ["-O2", "-ffp-contract=fast", "-mfma"],
-    "asan": ["-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "plain": [],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     # g++ announces all loads and stores; races.cpp listens in the place of ThreadSanitizer's runtime.
-    "races": [
-        *("-ffp-contract=off", "-fsanitize=thread", "--param=tsan-distinguish-volatile=1"),
-        "-DEMULATION_RACES",
-    ],
+    "races": ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1", "-DEMULATION_RACES"],
 }
 
 LONG_TABLES = "-long-tables"  # appended to a variant: as CUDA 12.1 and later compile list.cuh
@@ -117,7 +113,8 @@ def build_cpu(name, sources, folder):
     folder.mkdir(parents=True, exist_ok=True)
     headers = [p.read_text() for p in sorted(CSRC.rglob("*.h"))]
     flags = [
-        *("-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", *VARIANTS["asan"]),
+        *("-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
+        *VARIANTS["asan"],
         *("-isystem", at / "include", "-isystem", at / "include/torch/csrc/api/include"),
         *("-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")),
         "-DTORCH_TARGET_VERSION=0x020b000000000000",

@@ -165,20 +165,6 @@ inline double __hiloint2double(int high, int low) {
                                static_cast<unsigned>(low));
 }
 
-// One rounding each: in functions of their own, so that the compiler contracts nothing across them.
-#define EMULATION_ROUNDED __attribute__((noinline, noclone)) inline
-EMULATION_ROUNDED float __fadd_rn(float a, float b) { return a + b; }
-EMULATION_ROUNDED float __fsub_rn(float a, float b) { return a - b; }
-EMULATION_ROUNDED float __fmul_rn(float a, float b) { return a * b; }
-EMULATION_ROUNDED float __fdiv_rn(float a, float b) { return a / b; }
-EMULATION_ROUNDED float __fsqrt_rn(float x) { return std::sqrt(x); }
-EMULATION_ROUNDED double __dadd_rn(double a, double b) { return a + b; }
-EMULATION_ROUNDED double __dsub_rn(double a, double b) { return a - b; }
-EMULATION_ROUNDED double __dmul_rn(double a, double b) { return a * b; }
-EMULATION_ROUNDED double __ddiv_rn(double a, double b) { return a / b; }
-EMULATION_ROUNDED double __dsqrt_rn(double x) { return std::sqrt(x); }
-#undef EMULATION_ROUNDED
-
 #define EMULATION_MIN_MAX(T)                       \
   inline T min(T a, T b) { return b < a ? b : a; } \
   inline T max(T a, T b) { return a < b ? b : a; }

@@ -9,7 +9,7 @@ namespace {
 // data[0] = the sum. The mistake: no barrier between the steps.
 template <bool broken>
 __global__ void tree_sum(int* data) {
-  int *partial = shared_memory<int>(), t = threadIdx.x;
+  int *partial = &shared_memory<int>(), t = threadIdx.x;
   partial[t] = data[t];
   __syncthreads();
   for (int half = blockDim.x / 2; half > 0; half /= 2) {
@@ -22,7 +22,7 @@ __global__ void tree_sum(int* data) {
 // Inclusive sums. The mistake: totals of warps are read without a barrier.
 template <bool broken>
 __global__ void scan(int* data) {
-  int *totals = shared_memory<int>(), sum = data[threadIdx.x];
+  int *totals = &shared_memory<int>(), sum = data[threadIdx.x];
   for (int step = 1; step < 32; step *= 2) {
     int other = __shfl_up_sync(kAllLanes, sum, step);
     if (lane() >= step) sum += other;
@@ -36,7 +36,7 @@ __global__ void scan(int* data) {
 // Sorts. The mistake: between steps within a warp, nothing waits.
 template <bool broken>
 __global__ void bitonic_sort(int* data) {
-  int *key = shared_memory<int>(), t = threadIdx.x, n = 2 * blockDim.x;
+  int *key = &shared_memory<int>(), t = threadIdx.x, n = 2 * blockDim.x;
   key[t] = data[t];
   key[t + n / 2] = data[t + n / 2];
   for (int size = 2; size <= n; size *= 2)
@@ -92,7 +92,7 @@ __global__ void reads_beyond_mask(int* data) {
 
 template <bool broken>
 __global__ void unwritten_shared(int* data) {
-  int* x = shared_memory<int>();
+  int* x = &shared_memory<int>();
   if (!broken || threadIdx.x != 7) x[threadIdx.x] = 1;
   __syncthreads();
   data[threadIdx.x] = x[threadIdx.x];
@@ -101,7 +101,7 @@ __global__ void unwritten_shared(int* data) {
 // Lanes read what their neighbours have written. The mistake: half of them only have waited for it.
 template <bool broken>
 __global__ void within_warp(int* data) {
-  int *x = shared_memory<int>(), t = threadIdx.x;
+  int *x = &shared_memory<int>(), t = threadIdx.x;
   x[t] = data[t];
   if (broken)
     __syncwarp(lane() < 16 ? 0xffff : 0xffff0000);
@@ -112,7 +112,7 @@ __global__ void within_warp(int* data) {
 
 template <bool broken>
 __global__ void outside_shared(int* data) {
-  int *x = shared_memory<int>(), t = threadIdx.x;
+  int *x = &shared_memory<int>(), t = threadIdx.x;
   x[broken ? t + 1 : t] = data[t];
   __syncthreads();
   data[t] = x[t];
@@ -159,13 +159,6 @@ __global__ void across_blocks(int* data) {
   data[i] = data[broken ? (i + 1) % n : i] + 1;
 }
 
-// x * x - 1 for floats. The mistake: the compiler may round once.
-template <bool broken>
-__global__ void rounding(int* data) {
-  float x = 1 + threadIdx.x / 4096.0f;  // exact
-  data[threadIdx.x] = __float_as_int(broken ? x * x - 1 : __fsub_rn(__fmul_rn(x, x), 1));
-}
-
 int run(void (*kernel)(int*), int blocks, int threads, size_t shared, int* data) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
@@ -198,7 +191,6 @@ KERNEL(misaligned)
 KERNEL(count_threads)
 KERNEL(one_place)
 KERNEL(across_blocks)
-KERNEL(rounding)
 
 EXPORT int opt_in(int bytes) {
   return cudaFuncSetAttribute(tree_sum<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
