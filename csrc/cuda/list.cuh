@@ -105,7 +105,7 @@ constexpr int kSumBytes = kListThreads * sizeof(double);  // of shared memory
 // them: if each warp reduced its own first, that would be four times as many instructions of
 // float64.
 __device__ inline double sum_of_block(double value) {
-  double* of_thread = shared_memory<double>();
+  double* of_thread = &shared_memory<double>();
   __syncthreads();  // the last call's values have been read
   of_thread[threadIdx.x] = value;
   __syncthreads();
