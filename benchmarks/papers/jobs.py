@@ -37,7 +37,7 @@ def jobs(
 
     ``whole``: `fashion` on all training images.
     """
-    for row in fashion.rows() if table == FASHION else rows(table):
+    for row in rows_of(table):
         chosen = (
             (not methods or row.method in methods)
             and (not networks or row.network in networks)
@@ -45,6 +45,10 @@ def jobs(
         )
         of_seed = partial(fashion.job, whole=whole) if table == FASHION else partial(job, table)
         yield row, [of_seed(row, seed, epochs=epochs, made=made) for seed in range(seeds)] if chosen else []
+
+
+def rows_of(table: str) -> Iterator[Row]:
+    return fashion.rows() if table == FASHION else rows(table)
 
 
 def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
