@@ -99,8 +99,8 @@ def protocol(lines: Sequence[Line]) -> str:
         f"{len(of)} rows with {len(seeds)} seeds: {sam['size']:,} training images, {sam['epochs']} epochs, "
         f"batches of {sam['batch_size']}, momentum 0.9, weight decay {sam['weight_decay']:g}; learning rate "
         f"{sam['learning_rate']:g} and rho {sam['rho']:g}, learning rate {sgd['learning_rate']:g} for "
-        f"methods that perturb nothing. Training took {hours:.1f} hours of one core that had other work to do; all "
-        f"60,000 images take six times as long, {6 * hours:.0f} hours."
+        f"methods that perturb nothing. Training took {hours:.1f} hours of a core that had other work to do; "
+        f"six times as many images take six times as long, {6 * hours:.0f} hours."
     )
 
 
@@ -156,8 +156,8 @@ def says(lines: Sequence[Line]) -> str:
             f"{_listed([n for n in below if n != 'SGD'])} below it.",
             f"- AUSAM at half of the samples, {passes('AUSAM-0.5')} of SAM's passes: minus SAM "
             f"{minus('AUSAM-0.5', 'SAM')}; minus a random half that has a whole first epoch too "
-            f"{minus('AUSAM-0.5', FAIR)}, weighted {minus('AUSAM-0.5, weighted', FAIR)}, with the probability "
-            f"score {minus('AUSAM-0.5, probability score', FAIR)}. The random half minus SAM: "
+            f"{minus('AUSAM-0.5', FAIR)}, weighted {minus('AUSAM-0.5, weighted', FAIR)}, with the "
+            f"probability score {minus('AUSAM-0.5, probability score', FAIR)}. The random half minus SAM: "
             f"{minus(FAIR, 'SAM')}.",
             f"- vSAM at {passes('vSAM')} of SAM's passes: minus SAM {minus('vSAM', 'SAM')}, minus SGD "
             f"{minus('vSAM', 'SGD')}; without reuse minus SAM {minus('vSAM-A', 'SAM')}; AUSAM and vSAM at "
