@@ -76,6 +76,6 @@ def markdown(table: str, lines: Sequence[dict[str, Any]]) -> str:
 def write(table: str, lines: Sequence[dict[str, Any]], out: Path) -> None:
     """``TABLE.md``, ``TABLE.json`` and ``TABLE.png``."""
     (out / f"{table}.md").write_text(markdown(table, lines), encoding="utf-8")
-    text = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
+    text = "[\n " + ",\n ".join(json.dumps(found, ensure_ascii=False) for found in lines) + "\n]\n"
     (out / f"{table}.json").write_text(text, encoding="utf-8")
     (out / f"{table}.png").write_bytes(picture.draw(lines))
