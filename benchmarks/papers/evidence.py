@@ -119,13 +119,15 @@ def speed_table(lines: Sequence[Line]) -> str:
 def blocks() -> dict[str, str]:
     """What stands between the page's markers, by name."""
     lines = read(FASHION)
-    return {
+    found = {
         "protocol": f"\n{protocol(lines)}\n\n",
         "fashion": f"\n{fashion_table(lines)}\n",
         "says": f"\n{says(lines)}\n\n",
         "settings": f"\n{settings_table(read(fashion.RESULTS)['rows'])}\n",
-        "speed": f"\n{speed_table(read(SPEED))}\n",
     }
+    if SPEED.exists():
+        found["speed"] = f"\n{speed_table(read(SPEED))}\n"
+    return found
 
 
 def verdict(d: Sequence[float]) -> str:

@@ -17,6 +17,9 @@ KINDS = {
     "others": (ORANGE, "v"),
 }
 
+RANGE = 2  # percentage points: what is further below SAM is named, not drawn
+STEP = 0.06  # between names that would lie upon each other
+
 
 def kind(name: str) -> str:
     if name == "AUSAM+vSAM":
@@ -35,18 +38,28 @@ def draw(
     sam = of["SAM"]
     figure = Figure(figsize=(13, 7))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    shown = set()
+    middle = mean(sam["last"])
+    shown: set[str] = set()
+    placed: list[tuple[float, float]] = []
+    names: list[str] = []
     for y, (name, line) in enumerate(of.items()):
         label = kind(name)
         color, marker = KINDS[label]
         style = {"color": color, "marker": marker, "linestyle": "none", "capsize": 2}
-        x = cost(line, sam)
+        value, x = mean(line["last"]), cost(line, sam)
+        outside = value < middle - RANGE
+        names.append(f"{name}: {value - middle:+.2f}, outside" if outside else name)
+        if outside:
+            continue
         legend = None if label in shown else label
         shown.add(label)
-        left.errorbar(x, mean(line["last"]), yerr=_deviation(line["last"]), label=legend, alpha=0.8, **style)
-        left.annotate(
-            name, (x, mean(line["last"])), (5, 3), textcoords="offset points", fontsize=7, color=color
-        )
+        left.errorbar(x, value, yerr=_deviation(line["last"]), label=legend, alpha=0.8, **style)
+        height = value
+        while any(abs(x - a) < 0.15 and abs(height - b) < STEP for a, b in placed):
+            height += STEP
+        placed.append((x, height))
+        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.3}
+        left.annotate(name, (x, value), (x + 0.01, height), fontsize=7, color=color, arrowprops=arrow)
         if line is not sam:
             d = difference(line, sam)
             right.plot(d, [y] * len(d), ".", color=color, alpha=0.5)
@@ -55,7 +68,7 @@ def draw(
     left.set_ylabel("right answers after the last epoch, % of test images: mean and standard deviation")
     left.legend(loc="lower right")
     right.axvline(0, color=BLACK, linewidth=0.8)
-    right.set_yticks(range(len(of)), of)
+    right.set_yticks(range(len(of)), names)
     right.invert_yaxis()
     right.set_xlabel("minus SAM with the same seed, percentage points")
     for axes in (left, right):
