@@ -128,3 +128,11 @@ def test_every_method_was_run_with_the_same_seeds_and_the_chosen_settings():
         assert found["seeds"] == lines[0]["seeds"] == list(range(len(found["seeds"])))
         job = fashion.job(row, 0, None, False)
         assert found["trained with"] == {name: getattr(job, name) for name in found["trained with"]}
+
+
+def test_what_the_page_says_in_words_of_its_own():
+    of = evidence.by_name(evidence.read(evidence.FASHION))
+    assert evidence.verdict(evidence.difference(of["SAM"], of["SGD"])) != "above"
+    tried = evidence.read(fashion.RESULTS)["rows"]
+    sam, sgd = (max(sum(r["accuracy"]) for r in tried if r["method"] == m) for m in ("SAM", "SGD"))
+    assert sam < sgd and fashion.chosen()["SAM"][1] == min(fashion.RHOS)
