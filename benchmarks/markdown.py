@@ -1,8 +1,18 @@
-"""Markdown tables that also read well as text."""
+"""Markdown: tables that also read well as text, and pages with blocks that are filled from results.
 
-from collections.abc import Sequence
+A block is what stands between ``<!-- NAME -->`` and ``<!-- end -->``, each on a line of its own.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 
 Cells = Sequence[Sequence[str]]
+BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str, blocks: Mapping[str, str]) -> str:
+    """The page with its blocks up to date."""
+    return BLOCK.sub(lambda m: m[1] + blocks[m["name"]] + m[3], page)
 
 
 def table(cells: Cells, left: int = 2) -> str:

@@ -35,7 +35,7 @@ STARTS = ("rate 0.34", "default")  # of vSAM
 
 def test_the_page_shows_the_committed_figures():
     page = choosing.PAGE.read_text(encoding="utf-8")
-    assert page == choosing.filled(page)
+    assert page == choosing.filled(page, choosing.blocks())
     assert page.count("<!-- end -->") == len(choosing.blocks())
 
 

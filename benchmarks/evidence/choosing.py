@@ -1,16 +1,15 @@
 """``python -m benchmarks.evidence.choosing``: fills docs/choosing.md from results/evidence."""
 
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..markdown import filled
 from ..spread import standard_errors
 from . import accuracy, bounded, gradient_error, ramp, start_rate
 from .rows import Row, difference, read
 
 PAGE = Path(__file__).parents[2] / "docs/choosing.md"
-BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def blocks() -> dict[str, str]:
@@ -55,16 +54,10 @@ def verdict(rows: Sequence[Row]) -> str:
     )
 
 
-def filled(text: str) -> str:
-    """The page with its blocks up to date."""
-    known = blocks()
-    return BLOCK.sub(lambda m: m[1] + known[m["name"]] + m[3], text)
-
-
 def _titled(tables: dict[str, str]) -> str:
     parts = (f"{title[0].upper()}{title[1:]}:\n\n{table}" for title, table in tables.items())
     return "\n" + "\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), blocks()), encoding="utf-8")

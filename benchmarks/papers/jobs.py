@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..job import Job
-from ..methods import METHODS
+from . import fashion, settings
 from .published import Row, recipe, rows, setting, tables
 
 QUANTISERS = {"ausam-6": "Jacob", "vsam-5": "LSQ"}
@@ -30,22 +31,24 @@ def jobs(
     networks: Sequence[str] = (),
     datasets: Sequence[str] = (),
     made: bool = False,
+    whole: bool = False,
 ) -> Iterator[tuple[Row, list[Job]]]:
-    """For each row of ``table`` its jobs, one per seed; none for rows that are not to be trained."""
-    for row in fashion_rows() if table == FASHION else rows(table):
+    """For each row of ``table`` its jobs, one per seed; none for rows that are not to be trained.
+
+    ``whole``: `fashion` on all training images.
+    """
+    for row in rows_of(table):
         chosen = (
             (not methods or row.method in methods)
             and (not networks or row.network in networks)
             and (not datasets or row.dataset in datasets)
         )
-        yield row, [job(table, row, seed, epochs, made) for seed in range(seeds)] if chosen else []
+        of_seed = partial(fashion.job, whole=whole) if table == FASHION else partial(job, table)
+        yield row, [of_seed(row, seed, epochs=epochs, made=made) for seed in range(seeds)] if chosen else []
 
 
-def fashion_rows() -> Iterator[Row]:
-    """Every method, on a small network."""
-    for method in METHODS:
-        if method != "Adam":
-            yield Row(method, "small CNN", "Fashion-MNIST", None, {}, {})
+def rows_of(table: str) -> Iterator[Row]:
+    return fashion.rows() if table == FASHION else rows(table)
 
 
 def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
@@ -68,7 +71,7 @@ def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
         recipe("lr", network),
         recipe("weight_decay", network),
         setting("SAM", "rho", network),
-        {**_settings(method, row, epochs / whole), **own},
+        {**settings.settings(method, row, epochs / whole), **own},
         smoothing=recipe("label_smoothing", network),
         # Crops are of small images only.
         augmentation={
@@ -90,25 +93,3 @@ def job(table: str, row: Row, seed: int, epochs: int | None, made: bool) -> Job:
     return replace(
         chosen, learning_rate=rate, weight_decay=decay, rho=0.05, quantiser=quantiser, starts_from=full.key
     )
-
-
-def _settings(method: str, row: Row, share: float) -> dict[str, Any]:
-    """``share``: of the papers' epochs."""
-
-    def of(name: str, which: str = method) -> Any:
-        return setting(which, name, row.network, row.dataset)
-
-    if method.startswith("AUSAM-"):
-        ramp = max(1, round(share * of("E_start", "AUSAM")))
-        return {"s_min": of("s_min", "AUSAM"), "s_max": of("s_max", "AUSAM"), "warmup_epochs": ramp}
-    if method.startswith("vSAM"):
-        settings = {"alpha": of("alpha", "vSAM")} | ({} if method == "vSAM-A" else {"gamma": of("gamma")})
-        # So short a run ends before the rate has risen: begin with the papers' average.
-        return settings if share > 0.25 else {**settings, "alpha": 0.0, "initial_rate": 0.34, "sam_epochs": 1}
-    if method == "ESAM":
-        return {"beta": of("beta"), "gamma": of("gamma")}
-    if method in ("SAF", "MESA"):
-        start = round(share * of("E_start"))
-        delay = {"delay": max(1, min(of("E_tilde"), start))} if method == "SAF" else {}
-        return {"lam": of("lambda"), "tau": of("tau"), "start_epoch": start, **delay}
-    return {}

@@ -1,17 +1,18 @@
 """A table of the papers beside what was trained here: printed, ours, the limit of the method's cost."""
 
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..job import Job
+from ..markdown import table as markdown_table
 from ..spread import spread
+from . import picture
 from .published import Row, methods, tables
 
 OUR_TABLE = "Every method on Fashion-MNIST, with a small network."
-OURS = ("last", "best", "runs", "second passes")
+TRAINED_WITH = ("epochs", "batch_size", "learning_rate", "weight_decay", "rho", "settings", "size")
 
 
 def limit(row: Row) -> float | None:
@@ -28,7 +29,10 @@ def limit(row: Row) -> float | None:
 
 
 def line(row: Row, jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What stands in a line of the table."""
+    """What is known of a row; what was trained is in lists, one entry per seed.
+
+    "forward" and "backward" count samples in passes of the network in training; "seconds" are of training.
+    """
     found: dict[str, Any] = {
         "method": row.method,
         "network": row.network,
@@ -37,13 +41,17 @@ def line(row: Row, jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> di
         "printed": row.printed,
         "quoted": row.footnote,
         "limit, SAM%": limit(row),
-        "runs": len(records),
+        "trained with": {name: getattr(jobs[0], name) for name in TRAINED_WITH},
+        "seeds": [r["job"]["seed"] for r in records],
+        "last": [round(r["accuracy"][-1], 2) for r in records],
+        "best": [round(max(r["accuracy"]), 2) for r in records],
+        "steps": [r["counts"]["steps"] for r in records],
+        "second passes": [r["second_passes"] for r in records],
+        "forward": [r["counts"]["forward_samples"] for r in records],
+        "backward": [r["counts"]["backward_samples"] for r in records],
+        "seconds": [round(sum(r["seconds"]), 1) for r in records],
+        "fastest epoch": [round(min(r["seconds"]), 2) for r in records],
     }
-    if records:
-        last, best = ([pick(r["accuracy"]) for r in records] for pick in (lambda a: a[-1], max))
-        found["last"], found["best"] = spread(last), spread(best)
-        shares = [r["second_passes"] / r["counts"]["steps"] for r in records]
-        found["second passes"] = round(statistics.mean(shares), 3)
     return found
 
 
@@ -53,20 +61,22 @@ def markdown(table: str, lines: Sequence[dict[str, Any]]) -> str:
     head = ["Method", "Network", "Data", *(f"{c}, printed" for c in columns), "last epoch", "best epoch"]
     head += ["seeds", "second passes", "limit, SAM%"]
     title = f"{tables()[table]['number']}: {tables()[table]['caption']}" if table in tables() else OUR_TABLE
-    out = [title, "", f"| {' | '.join(head)} |"]
-    out.append("|---|---|---|" + "---:|" * (len(head) - 3))
+    cells = [head]
     for found in lines:
-        name = found["method"] + "".join(f", {k} {v}" for k, v in found["settings"].items())
-        cells = [name + ("*" if found["quoted"] else ""), found["network"], found["data"]]
-        cells += [found["printed"].get(c, "") for c in columns]
-        cells += [str(found.get(key, "")) for key in OURS] + [str(found["limit, SAM%"] or "")]
-        out.append(f"| {' | '.join(cells)} |")
+        cells.append([picture.name(found), found["network"], found["data"]])
+        cells[-1] += [found["printed"].get(c, "") for c in columns]
+        cells[-1] += [spread(found[key]) if found["seeds"] else "" for key in ("last", "best")]
+        taken, steps = sum(found["second passes"]), sum(found["steps"])
+        cells[-1] += [str(len(found["seeds"])), f"{taken / steps:.3f}" if steps else ""]
+        cells[-1] += [str(found["limit, SAM%"] or "")]
     notes = dict.fromkeys(found["quoted"] for found in lines if found["quoted"])
-    return "\n".join([*out, *(["", f"*: {'; '.join(notes)}"] if notes else [])]) + "\n"
+    below = f"\n*: {'; '.join(notes)}\n" if notes else ""
+    return f"{title}\n\n{markdown_table(cells, left=3)}{below}"
 
 
 def write(table: str, lines: Sequence[dict[str, Any]], out: Path) -> None:
-    """``TABLE.md`` and ``TABLE.json``."""
+    """``TABLE.md``, ``TABLE.json`` and ``TABLE.png``."""
     (out / f"{table}.md").write_text(markdown(table, lines), encoding="utf-8")
-    text = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
+    text = "[\n " + ",\n ".join(json.dumps(found, ensure_ascii=False) for found in lines) + "\n]\n"
     (out / f"{table}.json").write_text(text, encoding="utf-8")
+    (out / f"{table}.png").write_bytes(picture.draw(lines))

@@ -18,8 +18,8 @@ from ..methods import METHODS
 from ..networks import NETWORKS
 from ..steps.epochs import CLASSES, STEPS, Epoch, steady
 from . import show
-from .jobs import SMALL
-from .published import Row, rows
+from .jobs import SMALL, rows_of
+from .published import Row
 
 ROUNDS = 10
 
@@ -28,7 +28,9 @@ def measure(
     network: str, methods: Sequence[str], *, small: bool, batch_size: int, rounds: int, device: str
 ) -> list[dict[str, Any]]:
     """A line for each method: median and quartiles of SAM's time over the method's, and its limit."""
-    made: Callable[[], nn.Module] = partial(NETWORKS[network], CLASSES, **(SMALL[network] if small else {}))
+    made: Callable[[], nn.Module] = partial(
+        NETWORKS[network], CLASSES, **(SMALL.get(network, {}) if small else {})
+    )
     names = list(dict.fromkeys(["SAM", *methods]))
     data = in_memory(STEPS * batch_size, device)
     epochs = {name: Epoch(steady(name), made, data, batch_size, device) for name in names}
@@ -68,7 +70,7 @@ def _limit(name: str, network: str, rate: float, share: float) -> float:
 
 def methods_of(table: str) -> list[str]:
     """Those of a table's rows, in its order, and whatever else there is."""
-    own = [row.method for row in rows(table) if row.method in METHODS]
+    own = [row.method for row in rows_of(table) if row.method in METHODS]
     return [name for name in dict.fromkeys([*own, *METHODS]) if name != "Adam"]
 
 
