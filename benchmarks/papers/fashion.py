@@ -43,8 +43,10 @@ SEEDS = (100, 101)
 RATES, RHOS = (0.05, 0.1), (0.05, 0.1)
 GRID = {"SAM": [(rate, rho) for rate in RATES for rho in RHOS], "SGD": [(rate, 0.0) for rate in RATES]}
 UNPERTURBED = ("SGD", "SGD+Info", "SAF", "MESA")
-# Rows besides one for each method: a fair control, and what docs/choosing.md adds.
+# Rows besides one for each method: a fair control, what docs/choosing.md adds, and the other value that is in
+# use of LookSAM's alpha (that one was added after the rest had been looked at).
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "LookSAM-5": [{"alpha": 0.1}],
     "SAM+Random": [{"full_epochs": 1}],
     "AUSAM-0.5": [{"weighted": True}, {"score": "probability"}],
 }

@@ -49,7 +49,7 @@ def line(row: Row, jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> di
         "second passes": [r["second_passes"] for r in records],
         "forward": [r["counts"]["forward_samples"] for r in records],
         "backward": [r["counts"]["backward_samples"] for r in records],
-        "seconds": [round(sum(r["seconds"]), 1) for r in records],
+        "seconds": [round(sum(r["seconds"]), 3) for r in records],
         "fastest epoch": [round(min(r["seconds"]), 2) for r in records],
     }
     return found

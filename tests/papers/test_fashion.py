@@ -44,7 +44,7 @@ def test_every_method_is_trained_and_a_half_has_a_fair_control():
         evidence.picture.name(row.__dict__ | {"quoted": None}): fashion.job(row, 0, None, False)
         for row in rows
     }
-    assert len(of) == len(rows) == len(METHODS) - 1 + 3
+    assert len(of) == len(rows) == len(METHODS) - 1 + 4
     assert of["SAM+Random, full_epochs 1"].settings == {"full_epochs": 1}
     assert of["AUSAM-0.5, weighted True"].settings == {**of["AUSAM-0.5"].settings, "weighted": True}
     assert of["AUSAM-0.5"].settings["warmup_epochs"] == 2  # 15 % of 10
