@@ -1,4 +1,4 @@
-"""All methods on Fashion-MNIST as a picture: accuracy against cost, and seed by seed minus SAM."""
+"""All methods on Fashion-MNIST as a picture: seed by seed minus SAM, and the cost."""
 
 from collections.abc import Callable, Mapping
 from statistics import mean, stdev
@@ -18,7 +18,6 @@ KINDS = {
 }
 
 RANGE = 2  # percentage points: what is further below SAM is named, not drawn
-STEP = 0.06  # between names that would lie upon each other
 
 
 def kind(name: str) -> str:
@@ -34,46 +33,30 @@ def draw(
     difference: Callable[[Line, Line], list[float]],
     cost: Callable[[Line, Line], float],
 ) -> bytes:
-    """``of``: what was trained, by the method's name, in the order of the rows."""
+    """``of``: what was trained, by the method's name. A line for each, the cheapest first."""
     sam = of["SAM"]
-    figure = Figure(figsize=(13, 7))
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    middle = mean(sam["last"])
-    shown: set[str] = set()
-    placed: list[tuple[float, float]] = []
+    figure = Figure(figsize=(9, 0.27 * len(of) + 1.2), layout="constrained")
+    ax = figure.subplots()
     names: list[str] = []
-    for y, (name, line) in enumerate(of.items()):
-        label = kind(name)
-        color, marker = KINDS[label]
-        style = {"color": color, "marker": marker, "linestyle": "none", "capsize": 2}
-        value, x = mean(line["last"]), cost(line, sam)
-        outside = value < middle - RANGE
-        names.append(f"{name}: {value - middle:+.2f}, outside" if outside else name)
-        if outside:
+    for y, (name, line) in enumerate(sorted(of.items(), key=lambda item: cost(item[1], sam))):
+        color, marker = KINDS[kind(name)]
+        d = difference(line, sam)
+        names.append(f"{name}   {cost(line, sam):.2f}")
+        if mean(d) < -RANGE:
+            ax.text(-RANGE, y, f"← {mean(d):+.1f} ± {_deviation(d):.1f}", color=color, va="center")
             continue
-        legend = None if label in shown else label
-        shown.add(label)
-        left.errorbar(x, value, yerr=_deviation(line["last"]), label=legend, alpha=0.8, **style)
-        height = value
-        while any(abs(x - a) < 0.15 and abs(height - b) < STEP for a, b in placed):
-            height += STEP
-        placed.append((x, height))
-        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.3}
-        left.annotate(name, (x, value), (x + 0.01, height), fontsize=7, color=color, arrowprops=arrow)
-        if line is not sam:
-            d = difference(line, sam)
-            right.plot(d, [y] * len(d), ".", color=color, alpha=0.5)
-            right.errorbar(mean(d), y, xerr=_deviation(d), **style)
-    left.set_xlabel("passes, of SAM's")
-    left.set_ylabel("right answers after the last epoch, % of test images: mean and standard deviation")
-    left.legend(loc="lower right")
-    right.axvline(0, color=BLACK, linewidth=0.8)
-    right.set_yticks(range(len(of)), names)
-    right.invert_yaxis()
-    right.set_xlabel("minus SAM with the same seed, percentage points")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.tight_layout()
+        ax.plot(d, [y] * len(d), ".", color=color, alpha=0.5)
+        style = {"color": color, "marker": marker, "markersize": 7, "linestyle": "none", "capsize": 3}
+        legend = None if kind(name) in ax.get_legend_handles_labels()[1] else kind(name)
+        ax.errorbar(mean(d), y, xerr=_deviation(d), label=legend, **style)
+    ax.axvline(0, color=BLACK, linewidth=0.8)
+    ax.set_yticks(range(len(of)), names)
+    ax.set_ylim(len(of) - 0.4, -0.6)
+    ax.set_title("Test accuracy minus SAM's with the same seed, after the last epoch", fontsize=11)
+    ax.set_ylabel("method, and its cost in passes: SAM's are 1")
+    ax.set_xlabel("percentage points: each seed, mean and standard deviation")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left")
     return png(figure)
 
 
