@@ -26,7 +26,7 @@ class ADLP:
 
     Args:
         num_samples: how many samples the training set has.
-        device: where the table lives; best that of the losses. By default torch's default device.
+        device: of the table; best that of the losses. By default torch's default device.
 
     Attributes:
         total: ``[num_samples]``, float32: sums of DLP, in units of the loss.
@@ -238,7 +238,7 @@ class ADLP:
         """Everything, as numbers and references to the tensors, not copies (as torch's own ``state_dict``).
 
         With several processes, call :meth:`sync` first: then the state is the same on all, and one checkpoint
-        serves all. Without, it lacks what other processes recorded since the last sync.
+        is enough for all. Without, it lacks what other processes recorded since the last sync.
 
         Raises:
             IndexError: as :meth:`check`.

@@ -1,4 +1,4 @@
-"""Which kernels are live, and why others are not."""
+"""Which kernels are used, and why others are not."""
 
 import ctypes
 import os
@@ -112,7 +112,7 @@ def _cuda_of_driver() -> tuple[int, int] | None:
 
 
 def warn_of_reference(arguments: Tensor | Sequence[Tensor]) -> None:
-    """Says once for each device that the reference serves its tensors, where nobody chose that."""
+    """Says once for each device that its tensors go to the reference, if nobody chose that."""
     first = arguments if isinstance(arguments, Tensor) else next(iter(arguments), None)
     if first is not None and (device := first.device.type) in _unsaid:
         _unsaid.discard(device)
@@ -121,5 +121,5 @@ def warn_of_reference(arguments: Tensor | Sequence[Tensor]) -> None:
 
 
 def backends() -> dict[str, Backend]:
-    """The kernels that serve each device: ``{"cpu": Backend(kernels, reason), "cuda": ...}``."""
+    """The kernels that each device uses: ``{"cpu": Backend(kernels, reason), "cuda": ...}``."""
     return dict(_loaded)

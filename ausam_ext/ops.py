@@ -50,7 +50,7 @@ def adlp_update_(
     """Records the DLP of the samples of one step (AUSAM Eq. 5 and 6, Algorithm 1 line 8).
 
     ``total[index[j]] += |loss_perturbed[j] - loss[j]|`` and ``count[index[j]] += 1``. The mean over visits,
-    ADLP, is ``total / count``. A DLP that is not finite is not recorded; a sample that stands twice in
+    ADLP, is ``total / count``. A DLP that is not finite is not recorded; a sample that is twice in
     ``index`` is visited twice. (On CUDA, a call of more than 1,024 entries adds such visits in no fixed
     order.)
 

@@ -194,7 +194,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands: what the training loop was handed, not the prefetched."""
+        """How far training is: what the training loop was handed, not the prefetched."""
         return {
             "version": self._state_version,
             "epoch": self.epoch,

@@ -36,6 +36,9 @@ REASONS = {
         "both wait for memory; this asks first for the line that it only reads, which costs up to 7 % in one "
         "thread and nothing where memory is saturated"
     ),
+    "AUSAM-0.5 + vSAM-0.3 / ideal": (
+        "copies, PSF and table cost as much as in other steps, and the passes are the shortest"
+    ),
     "adlp_update_ / torch.compile": (
         "compiled code takes the table's columns one after the other, by atomic additions of all threads, "
         "so that rounding differs from run to run; the kernel keeps the order of visits"

@@ -128,10 +128,10 @@ class PruningBatchSampler(PlannedBatchSampler):
         self._losses.update(index, loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands: numbers, and references to the tensors, not copies.
+        """How far training is: numbers, and references to the tensors, not copies.
 
-        With several processes, the state of one serves all if it is saved after :meth:`set_epoch`, or after a
-        loop over all of :meth:`indexed`. Within an epoch each has its own losses: save and load each.
+        With several processes, the state of one is enough for all if it is saved after :meth:`set_epoch`, or
+        after a loop over all of :meth:`indexed`. Within an epoch each has its own losses: save and load each.
         """
         tables = (self._weights, self._losses.known, self._losses.recorded)
         own = {"rank": self.rank, "planned": self._planned, **dict(zip(_TABLES, tables, strict=True))}

@@ -46,7 +46,7 @@ class SAF(Distillation):
         tau: temperature, above 0.
         delay: how many epochs ago, at least 1.
         start_epoch: the last epoch without the term; -1 if none is.
-        device: where the table lives; best that of the logits. By default torch's default device.
+        device: of the table; best that of the logits. By default torch's default device.
         dtype: of the table: float32, float64, bfloat16 or float16.
     """
 

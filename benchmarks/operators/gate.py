@@ -2,7 +2,8 @@
 
 Both are timed in turn, in one thread, and only the ratio within a round counts, so that the recorded ratios
 hold on a busy machine of few cores too. ``--record`` writes them anew; committed is for each case the lowest
-of several runs, on an AMD and an Intel processor (of sampling: on an AMD).
+of several runs, on an AMD and an Intel processor. (Of sampling: four fifths of an AMD's, until an Intel's is
+known.)
 """
 
 import argparse
