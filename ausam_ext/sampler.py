@@ -30,8 +30,8 @@ class AUSAMBatchSampler(PlannedBatchSampler):
                 ...
 
     An epoch is planned on the device of the table, about a million samples at a time, as the loader asks for
-    them: neither memory nor time per batch depend on the size of the data set. A process visits a sample at most
-    once an epoch, and its score changes only then, so that the plan is exactly the choice made batch by
+    them: neither memory nor time per batch depend on the size of the data set. A process visits a sample at
+    most once an epoch, and its score changes only then, so that the plan is exactly the choice made batch by
     batch, however far workers prefetch. Of a batch of ``n`` samples ``floor(alpha * n + 1e-6)`` are drawn
     without replacement (Eq. 7, 8), but two at least, or BatchNorm would refuse what is left of a short last
     batch (one of a batch of one). ``s_max`` rises linearly from ``s_min`` in epoch 0 to its value in epoch
