@@ -19,7 +19,7 @@ class ADLP:
     """Average DLP of every sample (AUSAM Eq. 6): the mean over visits of ``|L_i(w + epsilon) - L_i(w)|``.
 
     A float32 sum, an int32 number of visits and a uint8 mark: 9 bytes a sample, updated in place, and 8 more
-    where processes merge. Nothing else grows with the table but the epoch's merge.
+    if processes merge. Nothing else grows with the table but the epoch's merge.
 
     A sample that was never visited counts as the highest of its batch. One whose DLP has not been finite in
     any visit counts as the lowest, until one is.
@@ -39,11 +39,11 @@ class ADLP:
         self.total = torch.zeros(num_samples, dtype=torch.float32, device=device)
         self.count = torch.zeros(num_samples, dtype=torch.int32, device=device)
         self.tried = torch.zeros(num_samples, dtype=torch.uint8, device=device)
-        # What the processes last agreed on, allocated where there are several: zeros, until sync() or
-        # load_state_dict(). Unknown where the latter ran in one process.
+        # What the processes last agreed on, allocated if there are several: zeros, until sync() or
+        # load_state_dict(). Unknown if the latter ran in one process.
         self._agreed: tuple[Tensor, Tensor] | None = None
         self._agreed_on_zeros = True
-        # Counts indices out of range where raising would be a synchronisation; None where it is not.
+        # Counts indices out of range if raising would be a synchronisation; None if it is not.
         self._invalid: Tensor | None = None
         self._reset_invalid()
 
@@ -118,7 +118,7 @@ class ADLP:
             self._invalid.add_(((index < 0) | (index >= len(self))).sum())
 
     def mean(self, index: Tensor | None = None) -> Tensor:
-        """ADLP of the samples in ``index`` (any shape), or of all: float32, NaN where ``count`` is 0.
+        """ADLP of the samples in ``index`` (any shape), or of all: float32, NaN if ``count`` is 0.
 
         Raises:
             IndexError: as :meth:`update`.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 class Backend(NamedTuple):
     kernels: str  #: "compiled" or "reference"
-    reason: str  #: why it is not "compiled", and what to do about it; empty where it is
+    reason: str  #: why it is not "compiled", and what to do about it; empty if it is
 
 
 _REINSTALL = "reinstall ausam_ext with pip's --force-reinstall --no-deps --no-cache-dir"
@@ -102,7 +102,7 @@ def _load_cuda(stamp: str) -> Backend:
 
 
 def _cuda_of_driver() -> tuple[int, int] | None:
-    """The latest CUDA that the driver runs, asked without initialising it; None where there is no driver."""
+    """The latest CUDA that the driver runs, asked without initialising it; None if there is no driver."""
     version = ctypes.c_int()
     try:
         failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))

@@ -114,7 +114,7 @@ def _before_step(
         if _left:
             _check_optimizer(optimizer)
     if isinstance(optimizer, LBFGS):
-        # Refused only where SAM is called in it: a model may be trained by both, one after the other.
+        # Refused only if SAM is called in it: a model may be trained by both, one after the other.
         names = {k: _searching(optimizer, v) if callable(v) else v for k, v in kwargs.items()}
         return tuple(_searching(optimizer, a) if callable(a) else a for a in args), names
     return None

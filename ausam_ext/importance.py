@@ -30,7 +30,7 @@ def columns(adlp: ADLP, index: Tensor) -> tuple[Tensor, ...]:
 
 
 def scores(total: Tensor, count: Tensor, tried: Tensor) -> Tensor:
-    """As :func:`ausam_ext.ops.adlp_sample` has them (Eq. 6): NaN where never visited, 0 where only tried."""
+    """As :func:`ausam_ext.ops.adlp_sample` has them (Eq. 6): NaN if never visited, 0 if only tried."""
     return (total / count).where((count != 0) | (tried == 0), 0)
 
 
@@ -62,9 +62,9 @@ class Choice:
 class HandedOut(NamedTuple):
     """A batch that the training loop has received."""
 
-    samples: Tensor  # their index; that of all candidates, where the loop takes `keep` of them
-    choice: Choice | None = None  # None where all candidates were kept
-    batch: int | None = None  # its number in the choice, where that is of several
+    samples: Tensor  # their index; that of all candidates, if the loop takes `keep` of them
+    choice: Choice | None = None  # None if all candidates were kept
+    batch: int | None = None  # its number in the choice, if that is of several
     keep: Tensor | None = None
 
     def weights(self, index: Tensor, normalize: bool) -> Tensor:
@@ -79,7 +79,7 @@ class HandedOut(NamedTuple):
         return weights if same is None else weights.where(same, float("nan"))
 
     def _compare(self, index: Tensor) -> Tensor | None:
-        """Raises if ``index`` is another; where that would be a synchronisation, says which entries are."""
+        """Raises if ``index`` is another; if that would be a synchronisation, says which entries are."""
         checks.tensor("index", index, checks.INDEX, dim=1)
         own = self.samples if self.keep is None else self.samples[self.keep]
         known = index.device.type == "cpu"

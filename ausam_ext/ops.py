@@ -61,7 +61,7 @@ def adlp_update_(
         loss: ``[B]``, float32, float64, bfloat16 or float16: losses at ``w``.
         loss_perturbed: ``[B]``, like ``loss``: losses at ``w + epsilon``.
         invalid: 0-d int32. Counts the entries of ``index`` outside the table, which are then skipped.
-        tried: ``[samples]``, uint8, 0 or 1. Becomes 1 where a DLP was not finite: the sample was visited,
+        tried: ``[samples]``, uint8, 0 or 1. Becomes 1 if a DLP was not finite: the sample was visited,
             whatever ``count`` says.
 
     Changes:
@@ -87,12 +87,12 @@ def subset_sample(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draws ``k`` of the last dimension without replacement, more likely where the score is high (Eq. 7, 8).
+    """Draws ``k`` of the last dimension without replacement, more likely if the score is high (Eq. 7, 8).
 
     ``s = (g - min g) / (max g - min g) * (s_max - s_min) + s_min`` in float32, then successive sampling with
     probabilities proportional to ``s``, as an exponential race: the ``k`` largest ``s / noise``, ties to the
     lower position. The chosen set is the one that ``torch.multinomial(s, k, generator=generator)`` picks. A
-    score that is NaN or infinite counts as the largest of its row (never visited); where all are equal, so
+    score that is NaN or infinite counts as the largest of its row (never visited); if all are equal, so
     are the weights.
 
     Args:
@@ -101,7 +101,7 @@ def subset_sample(
         k: how many to draw, from 1 to ``K``.
         s_min, s_max: weights of the lowest and of the highest score, ``0 < s_min <= s_max``.
         noise: ``[..., K]``, float32, independent draws from Exp(1).
-        generator: draws the noise where it is not given.
+        generator: draws the noise if it is not given.
 
     Returns:
         ``[..., k]``, int64: the chosen positions, ascending. The same bits on every backend.
@@ -130,7 +130,7 @@ def subset_weights(
     ``w = (k / K) / (1 - exp(-s / t))``, where ``s`` are the weights of Eq. 8, as :func:`subset_sample` has
     them, and ``t`` is the largest ``s / noise`` of the row that was not chosen: given ``t``, a sample is
     chosen with probability ``1 - exp(-s / t)``. The mean over the subset of ``w * f`` is an unbiased estimate
-    of the row's mean of any ``f`` (Cohen and Kaplan, arXiv 0802.3448). 1 where all of a row are chosen. A
+    of the row's mean of any ``f`` (Cohen and Kaplan, arXiv 0802.3448). 1 if all of a row are chosen. A
     probability below ``2^-60`` counts as that, so that every weight is finite, whatever the noise.
 
     Args:
@@ -173,7 +173,7 @@ def adlp_sample(
         k, s_min, s_max, noise, generator: as in :func:`subset_sample`.
         invalid: 0-d int32. Counts the entries of ``index`` outside the table, which score as never visited.
         tried: ``[samples]``, uint8, as in :func:`adlp_update_`. A sample whose count is 0 scores 0, the
-            lowest DLP there is, where this is not 0: no DLP of it was finite yet.
+            lowest DLP there is, if this is not 0: no DLP of it was finite yet.
 
     Returns:
         ``[..., k]``, int64: positions in the last dimension of ``index``, ascending.
@@ -212,7 +212,7 @@ def _exponential(rows: Tensor, generator: torch.Generator | None) -> Tensor:
 def sliced_variance(norms: Tensor, slices: int) -> Tensor:
     """Mean of the variances of ``slices`` equal slices of the sorted values (vSAM Eq. 8).
 
-    ``v = 1/M * sum_j var(sorted(norms)[slice j])`` with the unbiased variance; where ``M`` does not divide
+    ``v = 1/M * sum_j var(sorted(norms)[slice j])`` with the unbiased variance; if ``M`` does not divide
     ``N`` the slices are those of ``torch.tensor_split``. Accumulated in float64.
 
     Args:
@@ -263,7 +263,7 @@ def perturb_(
 ) -> Tensor:
     """SAM's ascent step (AUSAM Eq. 2): ``w += epsilon`` with ``epsilon = rho * g / (||g|| + 1e-12)``.
 
-    The norm is over all tensors. Adaptive (ASAM): ``epsilon = rho * w^2 g / (|| |w| g || + 1e-12)``. Where
+    The norm is over all tensors. Adaptive (ASAM): ``epsilon = rho * w^2 g / (|| |w| g || + 1e-12)``. If
     the norm is zero or not finite, ``epsilon`` is 0. Computed in float32 (float64 for float64), rounded once.
 
     Args:
@@ -273,7 +273,7 @@ def perturb_(
         rho: radius of the perturbation, in units of ``w`` (adaptive: relative to ``|w|``), not below 0.
         maximize: ``w -= epsilon``, the worst neighbour of what is to be raised.
         norm: 0-d float32 or float64, on the device of the first tensor: takes the place of the norm over
-            ``grads`` where that goes over more tensors than these, such as other processes' shards.
+            ``grads`` if that goes over more tensors than these, such as other processes' shards.
 
     Returns:
         The norm that was used, 0-d, on the device of the first tensor; float32, or float64 if one tensor is.
@@ -348,7 +348,7 @@ def psf_reuse_(
         grads: ``g_SGD``; float32, float64, bfloat16 or float16.
         psf: shape, dtype and device of ``grads``, one for one.
         scale: ``gamma^(i - i*)``: a number, or a 0-d float32 or float64 tensor, on the CPU or the device of
-            ``grads``. 0 leaves ``grads`` as they are, even where ``psf`` is not finite.
+            ``grads``. 0 leaves ``grads`` as they are, even if ``psf`` is not finite.
         limit: 0-d float32 or float64, on the CPU or the device of ``grads``: ``||g||`` when the PSF was
             taken. 0 is no limit.
 

@@ -1,7 +1,7 @@
 """Random permutations whose values are computed one by one, so that none is ever stored.
 
 A Feistel network whose halves are ``k`` bits, changed by exclusive or, and a number below ``ceil(n / 2^k)``,
-changed by addition modulo that: a bijection of little more than ``n`` numbers (from 64 on). Where it leaves
+changed by addition modulo that: a bijection of little more than ``n`` numbers (from 64 on). If it leaves
 the ``n`` it is applied again, until it is back among them (cycle walking), which for ``n > 64`` less than an
 eighth need. Integer operations only: the same values on every device.
 """

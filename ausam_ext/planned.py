@@ -37,7 +37,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
     """
 
     _state_version: ClassVar[int]
-    _instead: ClassVar[str] = ""  # what to do where no loader can take a batch sampler
+    _instead: ClassVar[str] = ""  # what to do if no loader can take a batch sampler
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         return -(-self._epoch_size() // self.num_replicas)
 
     def set_epoch(self, epoch: int) -> None:
-        """Call it before each epoch; the epoch of a loaded state goes on where it was left."""
+        """Call it before each epoch; the epoch of a loaded state goes on from its place."""
         epoch = checks.integer("epoch", epoch, 0)
         self._epoch_was_set = True
         if epoch != self.epoch:

@@ -66,7 +66,7 @@ def _weights(scores: Tensor, s_min: float, s_max: float) -> Tensor:
     high = g.nan_to_num(-_MAX, -_MAX, -_MAX).amax(-1, keepdim=True)
     g = g.nan_to_num(_MAX, _MAX, _MAX)  # not visited: above all, and then at the top of the range
     low = g.amin(-1, keepdim=True)
-    top = (high - low).clamp_(0, _MAX)  # 0 where none was visited; _MAX where the difference overflows
+    top = (high - low).clamp_(0, _MAX)  # 0 if none was visited; _MAX if the difference overflows
     ratio = g.sub_(low).clamp_(max=top).div_(top.clamp(min=_DENORMAL))  # 0 / 0 is 0
     return ratio.mul_(s_max - s_min).add_(s_min)
 

@@ -48,7 +48,7 @@ class AUSAMBatchSampler(PlannedBatchSampler):
         full_epochs: epochs at the start that keep whole batches, so that every sample has a score.
         shuffle: a new permutation of the data set every epoch; otherwise in order.
         drop_last: leave out the last batch if it is shorter.
-        seed: of permutations and choices, which depend on it, the epoch and the batch alone.
+        seed: of permutations and choices, which depend only on it, the epoch and the batch.
         rank, num_replicas: this process and their number; by default those of ``torch.distributed``, if that
             is initialised. Each process gets every ``num_replicas``-th sample; some are repeated to make that
             even.

@@ -18,7 +18,7 @@ class VSAM(ReusingSAM):
 
     With a closure (see :class:`SAM`)::
 
-        loss, loss_perturbed = vsam.backward(closure)  # loss_perturbed is None where one pass was enough
+        loss, loss_perturbed = vsam.backward(closure)  # loss_perturbed is None if one pass was enough
         optimizer.step()
 
     Explicitly, after ``loss.backward()``::
@@ -30,7 +30,7 @@ class VSAM(ReusingSAM):
             vsam.reuse_()
         optimizer.step()
 
-    Processes that are given the same arguments and gradients decide alike. Where the model is wrapped for
+    Processes that are given the same arguments and gradients decide alike. If the model is wrapped for
     several processes, the first decision, also the first after :meth:`load_state_dict`, compares arguments
     and progress and raises ``ValueError`` in every process if they differ. Once per ``window`` iterations the
     norms are fetched from the device; nothing else is synchronised.

@@ -15,7 +15,7 @@ the weight gradients of what is not drawn, where SAM has two of each of K: five 
 
 The official code (dydjw9/Efficient_SAM) keeps n - 1 samples (``>`` the n-th), adds 1e-7 to the norm, restores
 w by subtracting e, moves running statistics in all forwards, and sets ``requires_grad=False`` for what is not
-drawn. Here autograd is asked for some gradients alone: as fast, and nothing is compiled anew at each draw.
+drawn. Here autograd is asked only for some gradients: as fast, and nothing is compiled anew at each draw.
 """
 
 from typing import TYPE_CHECKING, Any

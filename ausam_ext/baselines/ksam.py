@@ -11,7 +11,7 @@ Cost: three forwards, of K, k and k samples, and two backwards of k; SAM has two
 1/2 that is two thirds of SAM, with 1/3 what SGD costs, if a backward costs two forwards.
 
 There is no official code to compare with, and the paper leaves open which pass moves running statistics: here
-it is the one on the whole batch, which alone represents the data.
+it is the one on the whole batch, as only that represents the data.
 """
 
 from typing import TYPE_CHECKING

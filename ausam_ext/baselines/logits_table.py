@@ -65,7 +65,7 @@ class LogitsTable:
         slot.index_copy_(0, place, logits.where(stored[:, None], math.nan))
 
     def at(self, epoch: int, index: Tensor) -> Tensor | None:
-        """What was stored in that epoch, NaN where nothing was; None if the table is not of it."""
+        """What was stored in that epoch, NaN if nothing was; None if the table is not of it."""
         slot = epoch % len(self._epochs)
         if self._epochs[slot] != epoch:
             return None

@@ -39,7 +39,7 @@ class PruningBatchSampler(PlannedBatchSampler):
         return self._described(self.num_samples, self._settings)
 
     def set_epoch(self, epoch: int) -> None:
-        """Call it before each epoch; the epoch of a loaded state goes on where it was left.
+        """Call it before each epoch; the epoch of a loaded state goes on from its place.
 
         Raises:
             IndexError: an index was outside the table, on CUDA.

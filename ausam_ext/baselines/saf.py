@@ -68,7 +68,7 @@ class SAF(Distillation):
         self._table.begin(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Call it before each epoch; the first is 0. The epoch of a loaded state goes on where it was left.
+        """Call it before each epoch; the first is 0. The epoch of a loaded state goes on from its place.
 
         Raises:
             IndexError: a GPU was given an index outside the table since the last call.

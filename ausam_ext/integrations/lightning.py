@@ -121,7 +121,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._load_sam_state()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if isinstance(self.sam, VSAM):  # here, as it would load the data where that is not loaded yet
+        if isinstance(self.sam, VSAM):  # here, as it would load the data if that is not loaded yet
             _warn_of_a_low_rate(self.sam, trainer.estimated_stepping_batches)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -140,7 +140,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                 p.grad = None  # it is part of the direction, and no zero_grad() clears it
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """The batch takes part in the step: without a loss, or where nothing is trained, it would not."""
+        """The batch takes part in the step: without a loss, or if nothing is trained, it would not."""
         if self._input is not None:  # the first pass
             self._accumulated.append((*self._input, self.batches._handed if self.batches else None))
             self._first += self._records
