@@ -76,6 +76,8 @@ def test_a_clone_finds_the_kernels_that_were_installed():
 
 def test_one_version():
     assert distribution("ausam_ext").version == ausam_ext.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {ausam_ext.__version__}" in citation
 
 
 @pytest.fixture(scope="module")
