@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ class Training:
             batch_sampler=self.batches,
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,  # else as this process was started itself
+            worker_init_fn=partial(end_if_orphaned, os.getpid()),
         )
         self.vsam = VSAM(
             self.model,
@@ -112,6 +114,13 @@ class Training:
                 self.optimizer.zero_grad()
                 self.done += 1
                 yield
+
+
+def end_if_orphaned(parent, worker):
+    """torch's workers look whether they still have the parent that they have now: one that was killed before
+    they began is not missed, and they would wait for ever."""
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def newest(directory):
