@@ -59,7 +59,8 @@ template <class Load>
 __global__ void sample_rows(Load load, const float* noise, int n, int k, float s_min, float span,
                             int64_t* out) {
   auto& memory = shared_memory<RowMemory>();
-  for (int i = threadIdx.x; i < kRounds * kBuckets; i += blockDim.x) memory.histogram[0][i] = 0;
+  for (int i = threadIdx.x; i < kRounds * kBuckets; i += blockDim.x)
+    memory.histogram[i / kBuckets][i % kBuckets] = 0;
   int first = warp() * kWarp;
   int64_t row = blockIdx.x, at = row * n + first;
   float score[kEach], e[kEach];
