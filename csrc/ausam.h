@@ -78,10 +78,11 @@ inline Tensor empty_on_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
     stride *= std::max<int64_t>(sizes[d], 1);
   }
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  auto failed = aoti_torch_empty_strided(
       dims, sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-      aoti_torch_device_type_cpu(), 0, &made));
+      aoti_torch_device_type_cpu(), 0, &made);
+  STD_TORCH_CHECK(!failed, "no memory for ", stride, " elements");
   return Tensor(made);
 }
 

@@ -25,8 +25,11 @@ struct Weighing {
 // A position outside the row is neither read nor written, and weighs NaN.
 __device__ inline bool in_row(int64_t position, int64_t n) { return position >= 0 && position < n; }
 
-// The larger of t and a key, which may be NaN.
-__device__ inline float larger(float t, float s, float noise) { return fmaxf(t, s / noise); }
+// The larger of t and a key, which may be NaN, or -0, of which fmaxf() may make a t of -0.
+__device__ inline float larger(float t, float s, float noise) {
+  float key = s / noise;
+  return key > t ? key : t;
+}
 
 struct Max {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
