@@ -8,7 +8,7 @@ from baselines.selecting import Losses, away, bowl, gradients, largest, parabola
 from helpers import assert_same_state, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sam import batch, mlp
+from networks import batch, mlp
 from torch import nn
 
 from ausam_ext.baselines import ESAM

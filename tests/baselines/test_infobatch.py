@@ -8,12 +8,12 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from device_mode import no_synchronisation
+from ausam.stateful import SAVED_BY, Stateful
+from ausam.tables import N, dataset
+from device.mode import no_synchronisation
+from distributed.spawned import run as run_processes
 from helpers import assert_same_state
-from test_distributed_adlp import run as run_processes
-from test_sam import mlp
-from test_sampler import N, dataset
-from test_stateful_loader import SAVED_BY, Stateful
+from networks import mlp
 from torch.utils.data import DataLoader
 
 from ausam_ext import ADLP, SAM, AUSAMBatchSampler

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_same_state, same_bits
-from test_sam import assert_untouched, batch, mlp, snapshot
-from test_shared_memory import CASES, Fused
+from networks import assert_untouched, batch, mlp, snapshot
+from sam.fused import CASES, Fused
 from torch import nn
 from torch.nn.utils import parametrize
 

@@ -9,15 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from baselines.selecting import METHODS, Losses, gradients
-from device_mode import no_synchronisation
+from device.mode import no_synchronisation
 from distributed import selecting as on_processes
 from distributed.processes import assert_passed, checks, start
-from helpers import assert_same_state, same_bits
-from test_defaults_of_torch import assert_unchanged
-from test_defaults_of_torch import default as default
-from test_mixed_precision import assert_close, scaler
-from test_module_state import LAYERS, network, state_of
-from test_sam import Stop, assert_untouched, batch, mlp, snapshot
+from helpers import assert_same_state, assert_unchanged, same_bits
+from networks import assert_untouched, batch, mlp, snapshot
+from sam.layers import LAYERS, network, state_of
+from sam.scaling import assert_close, scaler
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -96,6 +94,10 @@ def test_gradients_of_an_earlier_step_do_not_add_up(make, optimizer):
             if sam is loops[0][0]:
                 base.zero_grad(set_to_none=step % 2 == 0)
     assert_same_state(*(model.state_dict() for _, model, _ in loops))
+
+
+class Stop(Exception):
+    pass
 
 
 class FailsBackward(torch.autograd.Function):

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from distributed.processes import assert_same_everywhere, gathered, here
-from test_sam import TwoHeads, mlp, sam_gradient_float64
+from networks import TwoHeads, mlp
+from sam.oracle import sam_gradient_float64
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, TensorDataset

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from distributed.ddp import METHODS, closure_of, share, whole, wrapped
 from distributed.fsdp import sharded
 from distributed.processes import group
-from test_sam import mlp
+from networks import mlp
 from torch.distributed.tensor import DTensor
 
 from ausam_ext import ADLP

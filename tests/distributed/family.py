@@ -6,7 +6,7 @@ from baselines.methods import METHODS
 from distributed import ddp, fsdp
 from distributed.ddp import closure_of, share, train, whole, wrapped
 from distributed.processes import here
-from test_sam import mlp
+from networks import mlp
 
 from ausam_ext.baselines import AESAM, RandomizedSAM
 
