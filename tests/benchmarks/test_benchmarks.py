@@ -14,7 +14,8 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import harness, report, tables
 from benchmarks.operators import gate
-from benchmarks.operators.cases import CASES, measure
+from benchmarks.operators.case import measure
+from benchmarks.operators.cases import CASES
 from benchmarks.operators.shapes import LISTS
 
 

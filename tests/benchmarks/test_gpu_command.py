@@ -1,26 +1,19 @@
 """What `make gpu` leaves behind, without a GPU: its stages are small processes that fail in every way."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
-import tarfile
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
+from gpu_output import MACHINE, Left
 from helpers import ROOT
 
 pytest.importorskip("matplotlib")
-from benchmarks import journal
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import live, machine, record, running, stages
-
-MACHINE = {"gpu": "NVIDIA H200", "driver": "580.1", "torch": "2.11.0+cu130", "commit": "abc"}
+from benchmarks.gpu import machine, running, stages
 
 
 def python(name, code, seconds=60, *arguments, **facts):
@@ -88,27 +81,6 @@ def run(tmp_path, monkeypatch):
     running.ended_early.clear()
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
-
-
-class Left:
-    """What a run left under --output."""
-
-    def __init__(self, output):
-        assert sorted(p.name for p in output.iterdir()) == ["gpu.tar.gz", "summary.md"]
-        self.summary = (output / "summary.md").read_text()
-        with tarfile.open(output / "gpu.tar.gz") as archive:
-            self.files = {m.name: archive.extractfile(m).read().decode() for m in archive.getmembers()}
-        assert self.files["summary.md"] == self.summary
-        run = json.loads(self.files["run.json"])
-        assert run["machine"] == MACHINE
-        self.stages = {o["stage"]: o for o in run["stages"]}
-
-    def why(self, stage):
-        return self.stages[stage]["why"]
-
-    def rows(self):
-        suites = json.loads(self.files["results/nvidia-h200.json"])
-        return [row["what"] for row in suites["operators"]["rows"]]
 
 
 def test_a_stage_that_fails_hangs_or_is_killed_costs_no_other(run, capsys):
@@ -237,31 +209,6 @@ def test_a_run_that_is_ended_from_outside_keeps_what_it_had(run, tmp_path):
     assert left.why("operators") == left.why("next") == "the run was ended"
 
 
-def test_the_archive_is_renewed_while_a_stage_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "EVERY", 0.0)
-    kept = record.Record(MACHINE, tmp_path / "work", tmp_path / "output")
-    kept.write()
-    (tmp_path / "work/running.log").write_text("so far")
-    kept.tick()
-    assert Left(tmp_path / "output").files["running.log"] == "so far"
-
-
-def test_a_summary_comes_also_where_the_figures_cannot_be_read(tmp_path):
-    kept = record.Record(MACHINE, tmp_path / "work", tmp_path / "output")
-    (tmp_path / "work/results").mkdir()
-    (tmp_path / "work/results/nvidia-h200.json").write_text("{")
-    kept.write()
-    assert "The figures cannot be shown: JSONDecodeError" in Left(tmp_path / "output").summary
-
-
-def test_two_sanitizers_run_at_a_time_and_all_else_alone():
-    turns = [[stage.name for stage in turn] for turn in gpu.in_turn(stages.stages())]
-    assert turns[-1] == list(stages.TOOLS) and all(len(turn) == 1 for turn in turns[:-1])
-    order = [turn[0] for turn in turns]
-    wanted = ["build", "live", "tests", "steps", "operators", "memory", "scaling", "memcheck"]
-    assert [name for name in order if name in wanted] == wanted
-
-
 def test_stages_beside_each_other(run, tmp_path):
     """Each waits for the other."""
     wait = (
@@ -330,97 +277,3 @@ def test_a_test_that_hangs_or_kills_the_process_costs_that_test(run, tmp_path):
 def test_pytest_that_ran_no_test_has_not_passed(run, tmp_path):
     status, left = run([pytest_stage(tmp_path, "import pytest\n@pytest.mark.skip\ndef test_a(): pass\n")])
     assert status == 1 and left.why("tests") == "nothing was measured or tested"
-
-
-def test_an_alarm_that_a_destructor_swallows_rings_again(monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", lambda raised: lost.append(raised.exc_type))
-    lost = []
-
-    class Slow:
-        def __del__(self):
-            time.sleep(0.3)
-
-    def part():
-        end = time.monotonic() + 10
-        Slow()  # in which the first alarm rings
-        while time.monotonic() < end:
-            time.sleep(0.01)
-
-    begin = time.monotonic()
-    with pytest.raises(journal.OutOfTime):
-        journal.within(0.1, part)
-    assert lost == [journal.OutOfTime] and time.monotonic() - begin < 3
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-    assert journal.within(5, lambda: 7) == 7 and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-
-
-def test_clocks_are_read_and_what_cannot_be_asked_is_left_out(monkeypatch):
-    said = {"nvidia-smi": "1980 MHz, 3201 MHz, 312.5 W, 41"}
-    monkeypatch.setattr(machine, "output", lambda *command: said.get(command[0], ""))
-    assert machine.now("SM clock", "memory clock", "power", "temperature") == {
-        "SM clock": "1980 MHz",
-        "memory clock": "3201 MHz",
-        "power": "312.5 W",
-        "temperature": "41",
-    }
-    said.clear()
-    assert machine.now("SM clock") == {} and machine.facts() == {}
-    assert machine.sources()["commit"] == "unknown" and len(machine.sources()["sources"]) == 16
-
-
-def test_the_record_names_what_the_figures_depend_on(monkeypatch):
-    properties = {"gpu": "NVIDIA H200", "torch": "2.11.0+cu130"}
-    said = {
-        sys.executable: json.dumps(properties),
-        "nvidia-smi": "580.1, 345 MHz, 3201 MHz, 1980 MHz, 76.1 W, 700.00 W, 31",
-        "nvcc": "nvcc: NVIDIA (R) Cuda compiler driver\nBuild cuda_13.0.r13.0",
-        "git": "0123abc",
-    }
-    monkeypatch.setattr(machine, "output", lambda *command: said[command[0]])
-    facts = machine.facts()
-    assert facts.items() >= properties.items() and facts["nvcc"] == "Build cuda_13.0.r13.0"
-    assert (facts["driver"], facts["SM clock"], facts["power limit"]) == ("580.1", "345 MHz", "700.00 W")
-    assert facts["commit"] == "0123abc with changes"  # git status said something too
-    digest = facts["sources"]
-    monkeypatch.setattr(machine, "ROOT", ROOT / "csrc")
-    assert machine.sources()["sources"] != digest
-
-
-def test_live_means_that_a_kernel_gives_the_right_result(monkeypatch, capsys):
-    reason = SimpleNamespace(kernels="reference", reason="no nvcc")
-    monkeypatch.setattr(live.ausam_ext, "backends", lambda: {"cuda": reason})
-    with pytest.raises(SystemExit, match="the CUDA kernels are not live: no nvcc"):
-        live.main()
-    monkeypatch.setattr(live.ausam_ext, "backends", lambda: {"cuda": SimpleNamespace(kernels="compiled")})
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
-    live.main()
-    assert capsys.readouterr().out == "the CUDA kernels are live\n"
-    monkeypatch.setattr(live.ops, "dlp", lambda loss, perturbed: (loss - perturbed).abs() + 1e-7)
-    with pytest.raises(SystemExit, match="dlp gives another result than the reference"):
-        live.main()
-
-
-def test_stages_name_files_and_modules_that_exist():
-    found = stages.stages()
-    names = [stage.name for stage in found]
-    assert len(set(names)) == len(names) and {"build", "live", "graphs", "steps", *stages.TOOLS} <= set(names)
-    for argument in (argument for stage in found for argument in stage.command):
-        file = argument.removeprefix("--ignore=")
-        assert not file.startswith("tests") or (ROOT / file).exists(), file
-        path = ROOT / argument.replace(".", "/")
-        if argument.startswith("benchmarks."):
-            assert (path / "__main__.py").exists() or path.with_suffix(".py").exists(), argument
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so_and_fails(tmp_path, capsys):
-    assert gpu.main(["--output", str(tmp_path / "output")], work=tmp_path / "work") == 2
-    assert "no NVIDIA GPU" in capsys.readouterr().err and not any(tmp_path.iterdir())
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "--backend=cuda", "-k", "cuda", "tests/ops/test_statistics.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert run.returncode == 4 and "sees no NVIDIA GPU" in run.stderr

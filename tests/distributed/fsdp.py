@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from distributed.ddp import METHODS, K, closure_of, overflowing, share, train, whole
 from distributed.processes import gathered, here
+from distributed.training import METHODS, K, closure_of, overflowing, share, train, whole
 from helpers import same_bits
 from networks import mlp
 from torch import nn

@@ -5,9 +5,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from distributed import fsdp
-from distributed.ddp import K, assert_equal_weights, share, whole, wrapped
 from distributed.fsdp import odd_network, sharded
 from distributed.processes import assert_same_everywhere, here
+from distributed.training import K, assert_equal_weights, share, whole, wrapped
 from networks import mlp
 from torch.utils.data import DistributedSampler
 

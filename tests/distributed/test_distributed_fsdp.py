@@ -1,11 +1,8 @@
 """FSDP2 (fully_shard) in two and in four processes."""
 
 import pytest
-import torch
 from distributed import fsdp
-from distributed.processes import assert_passed, checks, start
-
-SETTINGS = [(2, "cpu"), (4, "cpu")] + [(n, "cuda") for n in (2, 4) if torch.cuda.device_count() >= n]
+from distributed.processes import SETTINGS, assert_passed, checks, start
 
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=lambda s: f"{s[0]} on {s[1]}")

@@ -4,8 +4,6 @@ import torch
 from emulation.mode import run
 
 OPS = torch.ops.ausam_ext
-
-
 TABLE = 90  # tensors of one launch (kMaxTensors of csrc/cuda/list.cuh before CUDA 12.1)
 
 

@@ -5,6 +5,7 @@ import pytest
 import pytorch_lightning
 import torch
 import torch.nn.functional as F
+from helpers import assert_same_state
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,16 +25,12 @@ pytestmark = [
         "You are using the `dataloader_iter` step flavor",
     )
 ]
-
-
 METHODS = {
     "SAM": lambda m: SAM(m, 0.1),
     "VSAM": lambda m: VSAM(m, 0.1, warmup_steps=2, window=4, slices=2, initial_samples=2, seed=3),
     "AESAM": lambda m: AESAM(m, 0.1, total_steps=21),
     "LookSAM": lambda m: LookSAM(m, 0.1, every=3),
 }
-
-
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
 
@@ -137,3 +134,7 @@ class Indexed(Net):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         pass
+
+
+def assert_same_net(a, b):
+    assert_same_state(a.state_dict(), b.state_dict())
