@@ -11,7 +11,7 @@ def weights(scores: Tensor, s_min: float, s_max: float) -> Tensor:
 
 
 def topk(scores: Tensor, k: int, *, noise: Tensor, **bounds: float) -> Tensor:
-    """The same choice, of such scores and where no two keys are equal: as fast as PyTorch's calls do it.
+    """The same choice, of such scores and if no two keys are equal: as fast as PyTorch's calls do it.
 
     Unlike the reference it waits for the device, to see how many there are.
     """
@@ -31,5 +31,5 @@ def randperm(position: Tensor, n: int, keys: list[int]) -> Tensor:
 
 
 def draw(scores: Tensor, k: int, **_: float) -> Tensor:
-    """The noise alone, which the operator and ``torch.multinomial`` both draw."""
+    """Only the noise, which the operator and ``torch.multinomial`` both draw."""
     return torch.empty_like(scores).exponential_()
