@@ -1,8 +1,8 @@
-"""Trains and draws what docs/monitoring.md shows: `python docs/figures/monitoring.py`, in the repository's root.
+"""Trains and draws what docs/monitoring.md shows: `python docs/figures/monitoring.py` in the root.
 
 Each run trains a small network on handwritten digits, as it should be or with one mistake, and keeps what
-`Monitor` says of each epoch in monitoring.json. The figures are drawn from that, and tests compare it with what
-the page says. Half a minute of one core.
+`Monitor` says of each epoch in monitoring.json. The figures are drawn from that, and tests compare it with
+what the page says. Half a minute of one core.
 """
 
 import json

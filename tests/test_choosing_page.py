@@ -1,0 +1,56 @@
+"""What docs/choosing.md says of arguments is what signatures say; its figures are those of their sources."""
+
+import json
+import re
+from ast import literal_eval
+from inspect import Parameter, signature
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from ausam_ext import SAM, VSAM, AUSAMBatchSampler
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/choosing.md").read_text(encoding="utf-8")
+# What is the same for all methods, or nothing to choose.
+ELSEWHERE = {"model", "params", "maximize", "groups", "scaler", "seed", "adlp"}
+ELSEWHERE |= {"shuffle", "drop_last", "rank", "num_replicas"}
+
+
+def section(heading):
+    return re.split(r"^##", re.split(rf"^###? {heading}\n", PAGE, flags=re.MULTILINE)[1], flags=re.MULTILINE)[
+        0
+    ]
+
+
+def cells(text):
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows if not set(row[0]) <= set("-|")]
+
+
+@pytest.mark.parametrize("method", [SAM, VSAM, AUSAMBatchSampler], ids=lambda method: method.__name__)
+def test_the_table_has_every_argument_with_its_default(method):
+    parameters = signature(method).parameters
+    shown = {}
+    for row in cells(section(method.__name__))[1:]:
+        *_, argument, _, default, _ = row
+        name = re.fullmatch(r"(?:\| )?`(\w+)`", argument)[1]
+        given = re.match(r"`(.*?)`", default)
+        shown[name] = literal_eval(given[1]) if given else Parameter.empty
+        assert given or default.startswith("none: you have to say it"), name
+    assert shown == {name: p.default for name, p in parameters.items() if name not in ELSEWHERE}
+
+
+def test_accuracy_by_alpha_is_that_of_the_paper_and_of_the_committed_run():
+    tables = json.loads((ROOT / "benchmarks/papers/tables.json").read_text(encoding="utf-8"))["tables"]
+    (first,) = (table for table in tables if table["id"] == "ausam-1")
+    printed = {(row["method"], row["model"]): row["accuracy"]["mean"] for row in first["rows"]}
+    runs = json.loads((ROOT / "benchmarks/results/evidence/fashion.json").read_text(encoding="utf-8"))
+    rows = cells(section("alpha in AUSAM"))
+    assert [row[0] for row in rows[1:]] == ["0.4", "0.5", "0.6", "0.7", "SAM"]
+    for alpha, _, *figures in rows[1:]:
+        method = alpha if alpha == "SAM" else f"AUSAM-{alpha}"
+        (run,) = (run for run in runs if run["method"] == method and not run["settings"])
+        expected = [printed[method, model] for model in ("ResNet-18", "WideResNet-28-10")]
+        assert [float(figure) for figure in figures] == [*expected, round(mean(run["last"]), 2)]
