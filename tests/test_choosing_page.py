@@ -49,8 +49,18 @@ def test_accuracy_by_alpha_is_that_of_the_paper_and_of_the_committed_run():
     runs = json.loads((ROOT / "benchmarks/results/evidence/fashion.json").read_text(encoding="utf-8"))
     rows = cells(section("alpha in AUSAM"))
     assert [row[0] for row in rows[1:]] == ["0.4", "0.5", "0.6", "0.7", "SAM"]
-    for alpha, _, *figures in rows[1:]:
+    for alpha, *figures in rows[1:]:
         method = alpha if alpha == "SAM" else f"AUSAM-{alpha}"
         (run,) = (run for run in runs if run["method"] == method and not run["settings"])
         expected = [printed[method, model] for model in ("ResNet-18", "WideResNet-28-10")]
         assert [float(figure) for figure in figures] == [*expected, round(mean(run["last"]), 2)]
+
+
+def test_what_the_page_says_of_the_start_and_of_rho_and_learning_rate():
+    found = json.loads((ROOT / "benchmarks/results/evidence/start_rate.json").read_text(encoding="utf-8"))
+    after_5000 = [rates[1] for row in found["rows"] if row["start"] == 1 for rates in row["rates"]]
+    assert (round(min(after_5000), 2), round(max(after_5000), 2)) == (0.02, 0.28)
+    found = json.loads((ROOT / "benchmarks/results/evidence/accuracy.json").read_text(encoding="utf-8"))
+    wrong = {"part": "settings", "task": "digits, a quarter wrong", "epochs": 20, "rho": 0.2}
+    of = {row["learning_rate"]: row["accuracy"] for row in found["rows"] if wrong.items() <= row.items()}
+    assert min(of[0.05]) < 20 and min(of[0.025]) > 90 and min(of[0.1]) > 75
