@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from ast import literal_eval
 from inspect import Parameter, signature
 from pathlib import Path
@@ -12,6 +13,13 @@ import pytest
 from ausam_ext import SAM, VSAM, AUSAMBatchSampler
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # last: the package is the installed one
+
+for module in ("sklearn", "tqdm"):
+    pytest.importorskip(module)
+
+from benchmarks.evidence import rho  # noqa: E402
+
 PAGE = (ROOT / "docs/choosing.md").read_text(encoding="utf-8")
 # What is the same for all methods, or nothing to choose.
 ELSEWHERE = {"model", "params", "maximize", "groups", "scaler", "seed", "adlp"}
@@ -64,3 +72,42 @@ def test_what_the_page_says_of_the_start_and_of_rho_and_learning_rate():
     wrong = {"part": "settings", "task": "digits, a quarter wrong", "epochs": 20, "rho": 0.2}
     of = {row["learning_rate"]: row["accuracy"] for row in found["rows"] if wrong.items() <= row.items()}
     assert min(of[0.05]) < 20 and min(of[0.025]) > 90 and min(of[0.1]) > 75
+
+
+def test_what_the_page_says_of_rho_by_network_and_optimizer():
+    rows = rho.read(rho.RESULTS)
+    assert all(row["seeds"] == list(rho.SEEDS) and len(row["accuracy"]) == len(row["seeds"]) for row in rows)
+
+    def of(network, optimizer, radius):
+        return rho.best(rows, network, optimizer, radius)
+
+    def top(network, optimizer):
+        return max((of(network, optimizer, each) for each in rho.RHOS), key=lambda row: mean(row["accuracy"]))
+
+    cnn, mlp, transformer = rho.NETWORKS
+    lost = {}
+    for network in (cnn, mlp):
+        for optimizer in rho.OPTIMIZERS:
+            best, none = top(network, optimizer), of(network, optimizer, 0)
+            assert best["rho"] in (0.1, 0.2)
+            lost[network, optimizer] = round(mean(best["accuracy"]) - mean(none["accuracy"]), 1)
+    assert (lost[cnn, "AdamW"], lost[cnn, "SGD"]) == (1.5, 5.0)
+    for network in rho.NETWORKS:
+        for optimizer in rho.OPTIMIZERS:
+            below = rho.difference(of(network, optimizer, 0.5), top(network, optimizer))
+            assert rho.standard_errors(below) < -2
+    for radius in rho.RHOS[1:-1]:
+        off = rho.difference(of(transformer, "AdamW", radius), of(transformer, "AdamW", 0))
+        assert abs(rho.standard_errors(off)) < 2
+    for radius in (0.1, 0.2, 0.5):
+        off = rho.difference(of(transformer, "SGD", radius), of(transformer, "SGD", 0))
+        assert rho.standard_errors(off) < -2
+    for optimizer, (_, rates) in rho.OPTIMIZERS.items():
+        assert of(transformer, optimizer, 0)["learning_rate"] == rates[-1]
+
+
+def test_a_run_of_the_comparison_gives_the_committed_accuracy_again():
+    for row in rho.read(rho.RESULTS):
+        if row["network"].startswith("MLP") and row["rho"] == 0.1 and row["learning_rate"] in (0.05, 1e-3):
+            again = rho.train(row["network"], row["optimizer"], row["learning_rate"], row["rho"], seed=0)
+            assert again == pytest.approx(row["accuracy"][0], abs=1.0)  # of 320 images, three

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..markdown import filled
 from ..spread import standard_errors
-from . import accuracy, bounded, gradient_error, ramp, start_rate
+from . import accuracy, bounded, gradient_error, ramp, rho, start_rate
 from .rows import Row, difference, read
 
 PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("choosing.md", "measurements.md")]
@@ -17,6 +17,7 @@ def blocks() -> dict[str, str]:
     runs, errors, rates = (read(module.RESULTS) for module in (accuracy, gradient_error, start_rate))
     tested = dict.fromkeys(row["task"] for row in runs if row["part"] == "test")
     return {
+        "rho": "\n" + rho.table(read(rho.RESULTS)) + "\n",
         "rates": "\n" + start_rate.table(rates) + "\n",
         "ramp": "\n" + ramp.table(read(ramp.RESULTS)) + "\n",
         "bounded": "\n" + bounded.table(read(bounded.RESULTS)) + "\n",
