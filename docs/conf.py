@@ -5,6 +5,9 @@ import sys
 from inspect import getdoc
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -25,6 +28,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "ausam_ext"
+html_math_renderer = "mathml"  # which browsers show without a script from elsewhere
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_mock_imports = ["lightning", "transformers"]
@@ -65,6 +69,19 @@ def expand(app, what, name, documented, options, lines) -> None:
     lines[:] = [*ENTRY.sub(own, text).splitlines(), ""]
 
 
+def inline_math(translator, node) -> None:
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(translator, node) -> None:
+    equation = convert(node.astext(), display="block")
+    # Room for what is taller than a line, or the theme draws a scroll bar.
+    translator.body.append(f'<div style="padding: 0.8em 0">{equation}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     # Before napoleon, which takes "Args:" apart.
     app.connect("autodoc-process-docstring", expand, priority=100)
