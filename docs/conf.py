@@ -36,7 +36,7 @@ napoleon_use_rtype = False
 
 # An entry of "Args:": names and what is said of them, up to the next entry.
 ENTRY = re.compile(r"^    (?P<names>[\w, *]+): (?P<text>.*(?:\n {8,}.*)*)", re.MULTILINE)
-ELSEWHERE = re.compile(r"as for :(?:class|meth):`(?P<name>[\w.]+)`\. ?\n? *", re.MULTILINE)
+ELSEWHERE = re.compile(r"as for :(?:class|meth):`(?P<name>[\w.]+)`\.$")
 OPTIONS = "adaptive, params, maximize, groups, scaler"  # what `**options` are
 
 
@@ -62,9 +62,7 @@ def expand(app, what, name, documented, options, lines) -> None:
         for part in elsewhere["name"].removeprefix("ausam_ext.").split("."):
             there = getattr(there, part)
         names = re.findall(r"\w+", entry["names"].replace("options", OPTIONS))
-        said = [f"    {n}: {entries(there)[n]}" for n in names]
-        more = ELSEWHERE.sub("", entry["text"]).strip()
-        return "\n".join(said) + (f" {more}" if more else "")
+        return "\n".join(f"    {n}: {entries(there)[n]}" for n in names)
 
     lines[:] = [*ENTRY.sub(own, text).splitlines(), ""]
 
