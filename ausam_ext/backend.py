@@ -41,7 +41,7 @@ def load(stamp: str) -> None:
 
 
 def _other_version(library: Path, stamp: str) -> Backend | None:
-    """Why a library is left alone: to load it would register its kernels."""
+    """Why a library is not loaded: that would register its kernels."""
     if stamp.encode() in library.read_bytes():
         return None
     here = Path(__file__).parent
