@@ -58,7 +58,7 @@ def importable():
 def example(request, importable, monkeypatch, tmp_path):
     """The module ``examples/NAME.py``, for the tests in ``test_NAME.py``."""
     monkeypatch.chdir(tmp_path)
-    name = request.module.__name__.removeprefix("test_")
+    name = request.path.stem.removeprefix("test_")
     path = EXAMPLES / f"{name}.py"
     importable(path)
     spec = spec_from_file_location(name, path)

@@ -97,6 +97,18 @@ def test_clipping_and_schedule(example, made, data, by_hand):
     assert_same(model, copy)
 
 
+def test_scaled_losses(example, made, data, by_hand):
+    """By a scale that changes, as with `mixed_float16`."""
+    model, copy = made()
+    sgd = example.keras.optimizers.SGD(0.1, momentum=0.9)
+    scaled = example.keras.optimizers.LossScaleOptimizer(sgd, initial_scale=64.0, dynamic_growth_steps=4)
+    model.compile(optimizer=scaled, loss=model.loss)
+    fit(model, data)
+    assert float(scaled.dynamic_scale) == 64.0 * 2**5
+    by_hand(copy, torch.optim.SGD(copy.parameters(), lr=0.1, momentum=0.9), SAM(copy), batches_of(data))
+    assert_same(model, copy)
+
+
 def test_accumulation_is_the_mean_of_the_sam_gradients(example, made, data):
     """Of one perturbation for each batch."""
     model, copy = made()
