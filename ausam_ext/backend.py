@@ -20,7 +20,7 @@ class Backend(NamedTuple):
 
 _REINSTALL = "reinstall ausam_ext with pip's --force-reinstall --no-deps --no-cache-dir"
 _loaded: dict[str, Backend] = {}
-_unsaid: set[str] = set()  # devices whose fall-back to the reference is still to be warned of
+_unsaid: set[str] = set()  # devices of whose fallback to the reference nothing was said yet
 
 
 def load(stamp: str) -> None:
