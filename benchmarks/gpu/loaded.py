@@ -1,4 +1,4 @@
-"""Whether the CUDA kernels are loaded: they are loaded, and one of them gives what the reference does."""
+"""Whether the CUDA kernels are in use, and one of them gives what the reference does."""
 
 import sys
 
@@ -15,7 +15,7 @@ def main() -> None:
     loss, perturbed = torch.rand(2, 1000)
     result = ops.dlp(loss.cuda(), perturbed.cuda()).cpu()
     if not torch.equal(result, reference.dlp(loss, perturbed)):
-        sys.exit("the CUDA kernels are not loaded: dlp gives another result than the reference")
+        sys.exit("the CUDA kernels are wrong: dlp gives another result than the reference")
     print("the CUDA kernels are loaded")
 
 
