@@ -24,9 +24,7 @@ from ausam_ext import SAM, VSAM
 
 
 class SAMCallback(Callback):
-    order = (
-        GradientAccumulation.order + 1
-    )  # that ends the batches that take no step; later ones change the gradient
+    order = GradientAccumulation.order + 1  # after what skips the step, before what changes the gradient
 
     def __init__(self, make):
         self.make = make
@@ -41,9 +39,7 @@ class SAMCallback(Callback):
     def before_step(self):
         kept, self.kept = self.kept, []
         if len(kept) > 1 and any(isinstance(cb, MixHandler) for cb in self.learn.cbs):
-            raise RuntimeError(
-                "SAMCallback: MixUp and CutMix know only the last batch; use no GradientAccumulation"
-            )
+            raise RuntimeError("SAMCallback: MixUp knows only its last batch; use no GradientAccumulation")
         self.method = self.method or self.make(self.model)  # now, as each fit has its scaler
         if isinstance(self.method, VSAM) and not self.method.decide():
             self.method.reuse_()
@@ -77,14 +73,8 @@ def make_learner(cbs, shuffle=True, **options):
     train = DataLoader(data[:1400], bs=64, shuffle=shuffle, num_workers=0)
     valid = DataLoader(data[1400:], bs=256, num_workers=0)
     model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
-    return Learner(
-        DataLoaders(train, valid),
-        model,
-        loss_func=CrossEntropyLossFlat(),
-        metrics=accuracy,
-        cbs=cbs,
-        **options,
-    )
+    loaders = DataLoaders(train, valid)
+    return Learner(loaders, model, CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs, **options)
 
 
 if __name__ == "__main__":
