@@ -1,8 +1,9 @@
-"""timm: AUSAM and SAM in a loop like that of timm's `train.py`, with its optimizers, schedules, Mixup and EMA.
+"""timm: AUSAM and SAM in a loop like timm's `train.py`, with its optimizers, schedules, Mixup and EMA.
 
-The bridge is the block `with sam.perturbed()`, and `batches.indexed(loader)` around the loader. `loss_scaler` does
-only `backward()` in both passes (`need_update=False`), and what it does besides follows them. timm's losses take the
-mean, so that `per_sample` writes its `SoftTargetCrossEntropy` out. Mixup needs batches of even length.
+The bridge is `with sam.perturbed()`, and `batches.indexed(loader)` around the loader. In both passes
+`loss_scaler` only calls `backward()` (`need_update=False`); unscaling, clipping and the step follow them.
+timm's losses are means, so `per_sample` writes its `SoftTargetCrossEntropy` out. Mixup needs batches of even
+length.
 """
 
 import timm
@@ -31,11 +32,11 @@ def make_model():
 
 
 def per_sample(logits, target):
-    return torch.sum(-target * F.log_softmax(logits.float(), dim=-1), dim=-1)
+    return torch.sum(-target * F.log_softmax(logits, dim=-1), dim=-1)
 
 
-def train(model, train_set, epochs=4, clip=1.0, device="cpu"):
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-3, weight_decay=0.05)  # any of timm's
+def train(model, train_set, epochs=4, clip=1.0, opt="adamw", device="cpu"):
+    optimizer = create_optimizer_v2(model, opt=opt, lr=1e-2, weight_decay=0.05)  # or another of timm's
     scheduler, epochs = create_scheduler_v2(optimizer, "cosine", num_epochs=epochs, warmup_epochs=1)
     loss_scaler = NativeScaler(device=device)
     ema = ModelEmaV3(model, decay=0.9)
