@@ -34,7 +34,7 @@ def train(example, tmp_path, monkeypatch):
         options = {
             "epochs": 1,
             "warmup_epochs": 0,
-            "fraction": 0.0955,  # 128 images
+            "fraction": 0.095,  # 128 images
             "val": False,
             "optimizer": "SGD",
             "momentum": 0.9,
