@@ -42,9 +42,9 @@ gpu:
 gpu-accuracy:
 	$(PYTHON) -m benchmarks.gpu.accuracy --data "$(DATA)" --minutes $(or $(MINUTES),9)
 
-# The bridges to frameworks and their examples, with the released packages, in an environment of their own.
+# The bridges to frameworks, and examples/, with the released packages, in an environment of their own.
 test-frameworks: .venv-frameworks/ready
-	.venv-frameworks/bin/pytest tests/frameworks
+	.venv-frameworks/bin/pytest tests/frameworks tests/examples
 
 # Every figure of benchmarks/results, and what is drawn from them: docs/benchmarks.md and bench-results/.
 bench: .venv/with-test .venv/installed
@@ -107,7 +107,7 @@ format: .venv/with-lint
 clean:
 	rm -rf .venv .venv-frameworks build dist *.egg-info
 
-# With the build's own tools (pyproject.toml's build-system.requires), so that a rebuild compiles what changed alone.
+# With the build's own tools (pyproject.toml's build-system.requires), so that a rebuild compiles only what changed.
 .venv/torch:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install '$(TORCH)' setuptools pybind11 ninja

@@ -132,7 +132,7 @@ def _build():
 if __name__ == "__main__":
     setup(
         license="Apache-2.0",  # not in pyproject.toml: old and new setuptools want it in two forms there
-        packages=["ausam_ext", "ausam_ext.baselines", "ausam_ext.integrations"],
+        packages=["ausam_ext", "ausam_ext.baselines", "ausam_ext.integrations", "ausam_ext.ops"],
         package_data={"ausam_ext": ["py.typed"]},
         **_build(),
     )

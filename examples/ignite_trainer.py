@@ -50,7 +50,7 @@ def train(epochs=5):
     loader = batches.indexed(DataLoader(train_set, batch_sampler=batches))
 
     trainer = make_trainer(model, optimizer, SAM(model, rho=0.05), adlp)
-    schedule = CosineAnnealingScheduler(optimizer, "lr", 0.1, 0.0, cycle_size=2 * epochs * len(loader))
+    schedule = CosineAnnealingScheduler(optimizer, "lr", 0.1, 0.0, cycle_size=epochs * len(loader))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
     RunningAverage(output_transform=lambda loss: loss).attach(trainer, "loss")
     trainer.run(loader, max_epochs=epochs)

@@ -2,8 +2,8 @@
 
 The bridge is `SAMModel.train_step`: Keras' own, with the second pass before `optimizer.apply`. For AUSAM,
 the loader's batches are `(x, y, index)`, the loss has `reduction=None`, and the callback `Epochs` says
-where an epoch begins, which Keras tells no batch sampler. (Not for `mixed_float16`, whose losses Keras
-scales.)
+where an epoch begins, which Keras tells no batch sampler. vSAM is not for `mixed_float16`, which
+changes the scale of the losses.
 """
 
 import os
@@ -43,7 +43,7 @@ class SAMModel(keras.Model):
     def one_pass(self, x, y, weight):
         y_pred = self(x, training=True)
         loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weight)
-        loss.backward()
+        self.optimizer.scale_loss(loss).backward()  # apply() divides again
         return y_pred, loss
 
 

@@ -1,11 +1,13 @@
-"""MONAI: a `SupervisedTrainer` whose steps are those of SAM or vSAM, with any handler and inferer.
+"""MONAI: a handler makes the iterations of a `SupervisedTrainer` those of SAM or vSAM.
 
-The bridge is `iteration_update`: MONAI's own iteration, with the second pass before `optimizer.step()`.
+The bridge is `SAMHandler`. It takes the second pass when MONAI's own iteration has run its backward pass and
+has not stepped yet, with `accumulation_steps` over all batches of a step. Inferer, postprocessing, metrics
+and schedules stay as they are.
 """
 
 import torch
 from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedTrainer
+from monai.engines import IterationEvents, SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.losses import DiceLoss
 from monai.networks.nets import UNet
@@ -14,35 +16,30 @@ from monai.utils.enums import CommonKeys
 from ausam_ext import VSAM
 
 
-def sam_update(sam):
-    """What `SupervisedTrainer` takes as `iteration_update`."""
+class SAMHandler:
+    def __init__(self, sam):
+        self.sam = sam
+        self.batches = []  # of this step
 
-    def update(engine, batch):
-        x, y = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
-        engine.network.train()
-        engine.optimizer.zero_grad()
-        prediction, loss = one_pass(engine, x, y)
-        if not isinstance(sam, VSAM) or sam.decide():
-            with sam.perturbed():
-                one_pass(engine, x, y)
-        else:
-            sam.reuse_()
-        engine.optimizer.step()
-        return {
-            CommonKeys.IMAGE: x,
-            CommonKeys.LABEL: y,
-            CommonKeys.PRED: prediction.detach(),
-            CommonKeys.LOSS: loss.item(),
-        }
+    def attach(self, engine):
+        if engine.amp:
+            raise TypeError("SAMHandler: expected amp=False: it does not scale the loss of the second pass")
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
-    return update
-
-
-def one_pass(engine, x, y):
-    prediction = engine.inferer(x, engine.network)
-    loss = engine.loss_function(prediction, y).mean()
-    loss.backward()
-    return prediction, loss
+    def __call__(self, engine):
+        output = engine.state.output
+        self.batches.append((output[CommonKeys.IMAGE], output[CommonKeys.LABEL]))
+        done = engine.state.iteration % engine.state.epoch_length
+        if done and done % engine.accumulation_steps:
+            return  # the step comes with a later batch
+        batches, self.batches = self.batches, []
+        if isinstance(self.sam, VSAM) and not self.sam.decide():
+            self.sam.reuse_()
+            return
+        with self.sam.perturbed():
+            for image, label in batches:
+                loss = engine.loss_function(engine.inferer(image, engine.network), label).mean()
+                (loss / engine.accumulation_steps).backward()
 
 
 def make_data(n=32):
@@ -59,26 +56,30 @@ def make_model():
     return UNet(spatial_dims=2, in_channels=1, out_channels=1, channels=(4, 8), strides=(2,))
 
 
-def train(model, sam, data, epochs=15):
-    """Returns the loss of the last iteration."""
+def make_trainer(model, sam, data, epochs=15, batch_size=8, **options):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)
-    trainer = SupervisedTrainer(
+    return SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
-        train_data_loader=DataLoader(Dataset(data), batch_size=8),
+        train_data_loader=DataLoader(Dataset(data), batch_size=batch_size),
         network=model,
         optimizer=optimizer,
         loss_function=DiceLoss(sigmoid=True),
-        iteration_update=sam_update(sam),
-        train_handlers=[LrScheduleHandler(schedule, print_lr=False)],
+        train_handlers=[SAMHandler(sam), LrScheduleHandler(schedule, print_lr=False)],
+        **options,
     )
-    trainer.run()
-    return trainer.state.output[CommonKeys.LOSS]
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
     model = make_model()
-    loss = train(model, VSAM(model, rho=0.05, warmup_steps=20), make_data())
-    print(f"loss {loss:.3f}")
+    vsam = VSAM(model, rho=0.05, warmup_steps=20)
+    losses = []
+    trainer = make_trainer(model, vsam, make_data())
+    trainer.add_event_handler(
+        IterationEvents.LOSS_COMPLETED,
+        lambda engine: losses.append(engine.state.output[CommonKeys.LOSS].item()),
+    )
+    trainer.run()
+    print(f"loss {losses[0]:.3f} in the first iteration, {losses[-1]:.3f} in the last")

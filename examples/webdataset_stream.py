@@ -6,6 +6,7 @@ nothing is needed.
 """
 
 import io
+import random
 import tarfile
 import tempfile
 from pathlib import Path
@@ -35,7 +36,7 @@ def write_shards(folder, shards=4):
 
 def make_stream(folder, shards=4):
     urls = f"{folder}/digits-{{0..{shards - 1}}}.tar"
-    stream = wds.WebDataset(urls, shardshuffle=False, seed=0).shuffle(500).decode()
+    stream = wds.WebDataset(urls, shardshuffle=False).shuffle(500, rng=random.Random(0)).decode()
     return stream.to_tuple("__key__", "pth", "cls").map_tuple(int, None, None).batched(64)
 
 

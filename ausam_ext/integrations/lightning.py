@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
-from .. import guards
+from .. import misuse
 from ..importance import HandedOut
-from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
+from ..indexed_loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..monitor import Monitor
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
@@ -104,11 +104,11 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         for kind in type(trainer.strategy).__mro__:  # told without what they need installed
             if kind.__name__ in ("DeepSpeedStrategy", "FSDPStrategy"):
                 raise TypeError(
-                    f"SAMCallback: {kind.__name__} keeps weights and gradients where SAM does not find them; "
+                    f"SAMCallback: {kind.__name__} keeps weights and gradients out of SAM's sight; "
                     "use 'ddp', or ModelParallelStrategy with fully_shard in configure_model"
                 )
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise TypeError(f"SAMCallback: {guards.LBFGS_REFUSED}")
+            raise TypeError(f"SAMCallback: {misuse.LBFGS_REFUSED}")
         self._forget()  # an earlier run may have been interrupted
         self.sam = self.make(pl_module)
         if not isinstance(self.sam, SAM):
@@ -229,7 +229,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
 
 
 def _warn_of_a_low_rate(vsam: VSAM, steps: float) -> None:
-    """The rate grows by 4 % in a window of steps at the most, where it was measured."""
+    """In all measurements the rate grew by no more than 4 % in a window of steps."""
     controller = vsam.controller
     windows = (steps - vsam.warmup_steps) / controller.window
     if controller.alpha > 0 and windows > 0 and controller.rate * 1.04 ** min(windows, 999) < _RATE:

@@ -106,7 +106,7 @@ def build_cpu(name, sources, folder):
     import pybind11
     import torch
 
-    from ausam_ext.library import STAMP
+    from ausam_ext.ops.registration import STAMP
 
     at = Path(torch.__file__).parent
     folder = Path(folder) / "cpu-asan"

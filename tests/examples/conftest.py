@@ -1,14 +1,17 @@
 """Needs the packages of `ausam_ext[frameworks]`: run by `make test-frameworks`, left out of `make test`.
 
-`test_NAME.py` tests `examples/NAME.py`, which it gets as the fixture `example`. If a package that the example
-imports cannot be imported here, its tests are skipped and say why.
+`test_NAME.py` tests `examples/NAME.py`, which it gets as the fixture `example`. Its tests are skipped, and
+say why, if a package that the example imports is not installed or does not fit to this torch. The packages
+that pyproject.toml pins have to be imported if they are installed.
 """
 
 import ast
 import os
+import re
 import sys
 import warnings
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -25,6 +28,7 @@ if not all(map(find_spec, ("lightning", "accelerate", "transformers", "datasets"
     collect_ignore_glob = ["test_*.py"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PINNED = set(re.findall(r'"([\w-]+)==', (EXAMPLES.parent / "pyproject.toml").read_text("utf-8")))
 
 
 def packages(path):
@@ -49,6 +53,8 @@ def importable():
                     import_module(name)
             except Exception as e:  # a binary for another torch may raise anything, RuntimeError for one
                 package = name.split(".")[0]
+                if PINNED.intersection(packages_distributions().get(package, ())):
+                    raise
                 pytest.skip(f"examples/{path.name}: {package} cannot be imported: {type(e).__name__}: {e}")
 
     return check
@@ -58,7 +64,7 @@ def importable():
 def example(request, importable, monkeypatch, tmp_path):
     """The module ``examples/NAME.py``, for the tests in ``test_NAME.py``."""
     monkeypatch.chdir(tmp_path)
-    name = request.module.__name__.removeprefix("test_")
+    name = request.path.stem.removeprefix("test_")
     path = EXAMPLES / f"{name}.py"
     importable(path)
     spec = spec_from_file_location(name, path)
