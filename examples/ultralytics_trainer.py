@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ |= {"YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false"}  # before it is imported
 
 import torch
+import torchvision  # noqa: F401  (Ultralytics imports it late, and does not run without it)
 from PIL import Image
 from sklearn.datasets import load_digits
 from ultralytics import YOLO

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 
 from ausam_ext import SAM
 
+# It compiles its optimizers with torch.compile, which imports torch's own TorchScript.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+
 EPOCHS, MICRO_BATCH, ACCUMULATION, CLIP = 1, 16, 3, 0.5
 
 
