@@ -16,4 +16,5 @@ if __name__ == "__main__":
     model.load_state_dict(torch.load(f"{folder}/start.pt"))
     example.train(model, example.make_data(), epochs=1, micro_batch=16, accumulation=3, clip=0.5)
     torch.save(model.state_dict(), f"{folder}/{dist.get_rank()}.pt")
+    dist.barrier()  # else one may wait for another that has ended
     dist.destroy_process_group()
