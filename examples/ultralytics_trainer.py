@@ -75,7 +75,7 @@ def write_digits(folder):
 
 def train(trainer, data, project, **options):
     small = {"imgsz": 32, "batch": 32, "nbs": 64, "device": "cpu", "workers": 0, "amp": False, "plots": False}
-    schedule = {"fraction": 0.7, "epochs": 3, "optimizer": "AdamW", "lr0": 0.003, "warmup_epochs": 1}
+    schedule = {"fraction": 0.5, "epochs": 3, "optimizer": "AdamW", "lr0": 0.003, "warmup_epochs": 1}
     augmentation = {"auto_augment": None, "erasing": 0.0, "fliplr": 0.0, "scale": 0.2}
     options = {**small, **schedule, **augmentation, **options}
     model = YOLO("yolo11n-cls.yaml")
