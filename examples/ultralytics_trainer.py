@@ -1,4 +1,4 @@
-"""Ultralytics YOLO: SAM or vSAM in its trainer, here for classification; detection and the others likewise.
+"""Ultralytics YOLO: SAM or vSAM in its trainer, here of images; for detection, extend `DetectionTrainer`.
 
 The bridge is `SAMTrainer`, for `YOLO(...).train(trainer=SAMTrainer)`. It keeps the batches of a step, all of
 them if it accumulates, and takes them once more at the perturbed weights, before the trainer unscales and
