@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Of torch, which a wheel finds where it is installed.
 EXCLUDED := --exclude libc10.so --exclude libtorch_cpu.so --exclude libtorch.so
-SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
+SOURCES := pyproject.toml setup.py $(shell find build_tools ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
 .PHONY: docs wheel sdist wheels demo test test-install test-cuda-build test-sanitized gpu gpu-accuracy test-frameworks bench bench-gate evidence papers lint format clean
@@ -34,7 +34,7 @@ test-sanitized: .venv/with-test .venv/installed
 
 # Builds in place, tests and times the CUDA kernels on this machine's GPU, with the Python that is there and no
 # network: under 9 minutes, or half of it at a time (python -m benchmarks.gpu --help). Needs pytest, hypothesis,
-# numpy, matplotlib, Pillow, setuptools, pybind11 and ninja.
+# numpy, matplotlib, Pillow, setuptools and ninja.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 
@@ -110,7 +110,7 @@ clean:
 # With the build's own tools (pyproject.toml's build-system.requires), so that a rebuild compiles what changed alone.
 .venv/torch:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install '$(TORCH)' setuptools pybind11 ninja
+	$(BIN)/pip install '$(TORCH)' setuptools ninja
 	touch $@
 
 # What one of pyproject.toml's optional-dependencies names.
@@ -124,6 +124,6 @@ clean:
 
 .venv-frameworks/ready: $(SOURCES)
 	$(PYTHON) -m venv .venv-frameworks
-	.venv-frameworks/bin/pip install -q '$(TORCH)' setuptools pybind11 ninja
+	.venv-frameworks/bin/pip install -q '$(TORCH)' setuptools ninja
 	.venv-frameworks/bin/pip install -q --no-build-isolation '.[frameworks]'
 	touch $@
