@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 from build_tools import host
 from build_tools.build_py import BuildPy
@@ -74,7 +74,7 @@ def compiled() -> dict:
 
 setup(
     license="Apache-2.0",  # not in pyproject.toml: old and new setuptools want it in two forms there
-    packages=["ausam_ext", "ausam_ext.baselines", "ausam_ext.integrations"],
+    packages=find_packages(include=["ausam_ext", "ausam_ext.*"]),
     package_data={"ausam_ext": ["py.typed"]},
     **{"cmdclass": {"build_py": BuildPy}, **compiled()},
 )

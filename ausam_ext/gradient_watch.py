@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from . import guards
+from . import misuse
 from .sharding import is_sharded, local
 from .shared_memory import owns_its_memory
 
@@ -83,7 +83,7 @@ class GradientWatch:
         self._left = None if self._is_capturing() else grad
         if self._left is not None:
             self._version, self._nonzero, self._added = self._left._version, None, False
-            self._steps = -1 if in_closure else guards.steps()
+            self._steps = -1 if in_closure else misuse.steps()
             self._counts = owns_its_memory(self._left)  # else other gradients move its version too
 
     def suspect(self, params: list[nn.Parameter]) -> None:
@@ -146,7 +146,7 @@ class GradientWatch:
     def _was_cleared(self, left: Tensor) -> bool:
         """In place: nothing else writes to it after a step, or in a closure before its backward pass."""
         moved = left._version > self._version + self._unheard
-        return self._counts and moved and guards.steps() != self._steps
+        return self._counts and moved and misuse.steps() != self._steps
 
     def _after(self, p: Tensor) -> None:
         """A backward pass has added to the gradient."""

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import ops
-from .copies import Copies
+from .backups import Backups, copy_all
 from .sharding import is_sharded, local
 
 _SMALL = 1 << 16  # bytes: to copy so much costs less than to find out whether it has to be
@@ -35,7 +34,7 @@ class ModuleState:
 
     def __init__(self, modules: Iterable[nn.Module], params: Iterable[nn.Parameter]) -> None:
         self.modules, self._params = list(modules), list(params)
-        self._copies = Copies()
+        self._backups = Backups()
         self._large: dict[tuple[int, str], _Buffer | _Frozen] = {}
         # As they were when before() was called last, and mostly still are:
         self._places: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []  # of each module
@@ -72,17 +71,17 @@ class ModuleState:
         if not self._small:
             return [], []
         tensors = [t for _, t in self._small]
-        return tensors, self._copies.of([key for key, _ in self._small], tensors)
+        return tensors, self._backups.of([key for key, _ in self._small], tensors)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Whatever a pass inside changes comes back when the block ends."""
         state, copies = self.before()
-        ops.restore_(copies, state)
+        copy_all(state, to=copies)
         try:
             yield
         finally:
-            ops.restore_(state, copies)
+            copy_all(copies, to=state)
             self.after()
 
     def _is_as_it_was(self) -> bool:

@@ -13,8 +13,8 @@ from torch.utils.data import Sampler
 
 from . import checks, ops
 from .importance import Choice, HandedOut
-from .loader import Batch, Batches, IndexedLoader
-from .loader import check as check_loader
+from .indexed_loader import Batch, Batches, IndexedLoader
+from .indexed_loader import check as check_loader
 from .permutation import draw_keys
 
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, ops
+from . import checks
 from .arguments import Model
-from .copies import Copies
+from .backups import Backups, copy_all
 from .sam import Options
 from .schedule import ScheduledSAM
 from .sharding import is_sharded
@@ -33,7 +33,7 @@ class ReusingSAM(ScheduledSAM):
         self._psf: list[Tensor | None] = [None] * len(self._perturbed)
         # Inside perturbed(): gradients of the first pass, by place.
         self._first: list[tuple[int, Tensor]] = []
-        self._psf_memory = Copies()  # its own: the loop may keep or reuse that of the gradients
+        self._psf_memory = Backups()  # its own: the loop may keep or reuse that of the gradients
 
     def _make(self, psf: list[Tensor], grads: list[Tensor]) -> None:
         """Makes ``psf``, which holds the gradients of the first pass, what is reused; ``grads`` are those of
@@ -54,7 +54,7 @@ class ReusingSAM(ScheduledSAM):
         grads: list[Tensor] = [self._perturbed[i].grad for i in places]  # type: ignore[misc]
         kept = self._psf_memory.of(places, grads)
         self._psf = [None] * len(self._perturbed)
-        ops.restore_(self._local(kept), self._local(grads))
+        copy_all(self._local(grads), to=self._local(kept))
         self._first = list(zip(places, kept, strict=True))
         return super()._clear()
 

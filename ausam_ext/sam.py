@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import arguments, checks, guards, ops
-from .away import Away
-from .copies import Copies
+from . import arguments, checks, misuse, ops
+from .backups import Backups, Displaced, copy_all
 from .gradient_watch import GradientWatch
 from .module_state import ModuleState
+from .ops import accepted
 from .sharding import drop_gathered, gatherers, global_norm, is_sharded, local
 from .shared_memory import SharedMemory, merge, owns_its_memory
 
@@ -112,11 +112,11 @@ class SAM:
         self.groups = [arguments.group(group, self._perturbed) for group in groups]
         arguments.members("groups", [p for g in self.groups for p in g["params"]], self._perturbed)
         self._sharded = any(map(is_sharded, self._params))
-        self._registrations = guards.registrations()
-        self._memory, self._backups = SharedMemory(), Copies()
+        self._registrations = misuse.registrations()
+        self._memory, self._backups = SharedMemory(), Backups()
         self._state = ModuleState(self.model.modules(), self._params)
         self._averaged_by([m for m in self.model.modules() if isinstance(m, DistributedDataParallel)])
-        guards.MADE.add(self)
+        misuse.MADE.add(self)
 
     def _averaged_by(self, ddps: list[DistributedDataParallel]) -> None:
         """What averages the gradients over processes: they change after the backward pass, as if clipped."""
@@ -125,7 +125,7 @@ class SAM:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        guards.MADE.add(self)
+        misuse.MADE.add(self)
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -143,7 +143,7 @@ class SAM:
                 steps inside; ``scaler.unscale_`` was called before; inside ``parametrize.cached()``; the
                 model has other parameters than when this was made.
         """
-        if self in guards.INSIDE:
+        if self in misuse.INSIDE:
             raise RuntimeError(
                 "perturbed(): already inside; leave the first perturbation before entering another"
             )
@@ -156,13 +156,13 @@ class SAM:
         backups = self._backups.of(places, weights)
         state, copies = self._state.before()
         try:
-            with Away(self, [*state, *weights], [*copies, *backups]) as away:
+            with Displaced(self, [*state, *weights], [*copies, *backups]) as displaced:
                 if state:
-                    ops.restore_(copies, state)
+                    copy_all(state, to=copies)
                 norm = self._ascend(weights, grads, backups, places)
                 self.grad_norm = norm if self.scaler is None else norm * self._unscale(norm)
                 del grads  # frees them before the second pass
-                away.arrived()
+                displaced.arrived()
                 kept = self._clear()
                 yield
         finally:
@@ -248,11 +248,11 @@ class SAM:
         """Refuses what would go wrong without a word; ``what`` is called."""
         if torch.compiler.is_compiling():
             return
-        guards.refuse_lbfgs(self._params)
-        guards.refuse_cached_weights(what)
+        misuse.refuse_lbfgs(self._params)
+        misuse.refuse_cached_weights(what)
         if self.scaler is not None:
-            guards.refuse_unscaled(self.scaler, self._params, what)
-        if self._registrations != guards.registrations():
+            misuse.refuse_unscaled(self.scaler, self._params, what)
+        if self._registrations != misuse.registrations():
             self._look_again(what)
         self._watch.check(what)
 
@@ -266,7 +266,7 @@ class SAM:
                 "a new one"
             )
         self._state.modules = list(self.model.modules())
-        self._registrations = guards.registrations()
+        self._registrations = misuse.registrations()
 
     def _first_pass(self, closure: Closure) -> Tensor:
         """Runs the first pass, which has to clear the gradients that are there."""
@@ -305,13 +305,13 @@ class SAM:
         how: dict[str, Any] = {"adaptive": self.adaptive, "maximize": self.maximize}
         if not self.groups and not self._sharded:
             return ops.perturb_(weights, grads, backups, self.rho, **how)
-        checks.perturb_(weights, grads, backups, self.rho, **how)  # of all, before the first is changed
+        accepted.perturb_(weights, grads, backups, self.rho, **how)  # of all, before the first is changed
         params = [self._perturbed[i] for i in places]
         whole = [p.grad for p in params] if self._sharded else grads
         factors = (params if self._sharded else weights) if self.adaptive else None
         norm = global_norm(whole, factors)  # type: ignore[arg-type]
         if self.groups:
-            ops.restore_(backups, weights)  # of all: the first call below changes a part
+            copy_all(weights, to=backups)  # of all: the first call below changes a part
         radius = {id(p): checks.rho(g["rho"]) for g in self.groups for p in g["params"]}
         radii = [radius.get(id(p), self.rho) for p in params]
         for rho in dict.fromkeys(radii):
@@ -339,7 +339,7 @@ class SAM:
         """``.grad`` holds what the optimizer is to use."""
         if not torch.compiler.is_compiling():
             self._watch.start()
-            guards.leave(self)
+            misuse.leave(self)
 
     @torch.no_grad()
     def _note_overflow(self, norm: Tensor, grads: list[Tensor]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import checks, guards
+from . import checks, misuse
 from .agreement import refuse_differences
 from .arguments import Model
 from .sam import SAM, Closure, Options
@@ -196,7 +196,7 @@ class ScheduledSAM(SAM):
         Raises:
             RuntimeError: inside :meth:`perturbed`, where also the model's weights are not those to save.
         """
-        if self in guards.INSIDE:
+        if self in misuse.INSIDE:
             raise RuntimeError(
                 "state_dict(): inside perturbed(), where the weights are w + epsilon; save after the block"
             )

@@ -104,11 +104,11 @@ def command(toolkit: Toolkit, archs: list[str], target: str) -> list[str]:
 
 
 def schemas() -> str:
-    """What library.py tells kernels of other schemas by, read without torch's operators being defined."""
-    for statement in ast.parse((ROOT / "ausam_ext" / "library.py").read_text()).body:
+    """What kernels of other schemas are told by, read without torch's operators being defined."""
+    for statement in ast.parse((ROOT / "ausam_ext" / "ops" / "registration.py").read_text()).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "_SCHEMAS":
             return hashlib.sha256(ast.literal_eval(statement.value).encode()).hexdigest()
-    raise AssertionError("ausam_ext/library.py assigns no _SCHEMAS")
+    raise AssertionError("ausam_ext/ops/registration.py assigns no _SCHEMAS")
 
 
 def one_source(folder: Path, sources: list[str], heading: str = "") -> Path:

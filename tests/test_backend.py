@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ausam_ext
 from ausam_ext import backend, backends
-from ausam_ext.library import STAMP
+from ausam_ext.ops.registration import STAMP
 
 HERE = Path(__file__).parent
 REFERENCE = {**os.environ, "AUSAM_EXT_BACKEND": "reference"}
@@ -27,14 +27,12 @@ def python(*arguments, **options):
 
 def copy_of_the_package(folder, *, kernels):
     """How a process is to be started that imports a copy; it has the package's own `_C` or none."""
-    files = [*Path(ausam_ext.__file__).parent.glob("*.py")]
+    source, copy = Path(ausam_ext.__file__).parent, folder / "ausam_ext"
+    shutil.copytree(source, copy, ignore=lambda path, names: [n for n in names if n.startswith("_C")])
     if kernels:
         from ausam_ext import _C
 
-        files.append(Path(_C.__file__))
-    (folder / "ausam_ext").mkdir()
-    for file in files:
-        shutil.copy(file, folder / "ausam_ext")
+        shutil.copy(_C.__file__, copy)
     own = {k: v for k, v in os.environ.items() if k != "AUSAM_EXT_BACKEND"}
     return {**own, "PYTHONPATH": str(folder)}
 
@@ -172,7 +170,7 @@ print("said:", *(w.message for w in said if "ausam_ext" in str(w.message)), sep=
 """
 
 
-def test_the_first_use_says_why_the_reference_serves(tmp_path):
+def test_the_first_use_says_why_the_reference_is_used(tmp_path):
     """Once, and neither when the package is imported nor of tensors without data."""
     quiet = "error:ausam_ext:UserWarning"
     run = python("-W", quiet, "-c", FIRST_USE, env=copy_of_the_package(tmp_path, kernels=False))
@@ -207,7 +205,7 @@ def test_kernels_of_another_version_are_left_alone(tmp_path, place):
         (tmp_path / "csrc").mkdir()  # a clone
         environment["PYTHONPATH"] += os.pathsep + str(Path(_C.__file__).parents[1])
     assert "cpu: compiled kernels" in python("-m", "ausam_ext", env=environment).stdout
-    library = tmp_path / "ausam_ext" / "library.py"
+    library = tmp_path / "ausam_ext" / "ops" / "registration.py"
     text = library.read_text()
     assert "bool adaptive=False" in text
     library.write_text(text.replace("bool adaptive=False", "bool adaptive=True"))

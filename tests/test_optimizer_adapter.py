@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ausam_ext import ADLP, SAM, VSAM, guards
+from ausam_ext import ADLP, SAM, VSAM, misuse
 from ausam_ext.integrations import SAMOptimizer
 
 METHODS = {
@@ -222,7 +222,7 @@ def test_a_closure_that_gives_no_gradient(method, adapted, in_place):
     assert_untouched(model, before)
     assert seen == ["before", "after"] * 2 and not optimizer.state
     if adapted:
-        assert optimizer.loss_perturbed is None and sam not in guards.INSIDE
+        assert optimizer.loss_perturbed is None and sam not in misuse.INSIDE
         if isinstance(sam, VSAM):
             assert sam.state_dict()["progress"] == [0, 0, 0, 0]  # no iteration has ended
         optimizer.step(zeroing(optimizer, model, x, y))

@@ -193,7 +193,7 @@ def test_editable_install_follows_the_schemas(source, environment, unfit, tmp_pa
     has_cuda = run(environment, "-c", "import torch; print(torch.version.cuda)", cwd=tmp_path) != "None\n"
     reason = "failed: error: 'quoted' 'reason" if has_cuda else "the torch of the build had no CUDA"
     assert reason in check(environment, tree)["no_cuda"]
-    library = tree / "ausam_ext" / "library.py"
+    library = tree / "ausam_ext" / "ops" / "registration.py"
     library.write_text(library.read_text().replace("bool adaptive=False", "bool adaptive=True"))
     check(environment, tree, kernels="reference")
     run(environment, *install, cwd=tmp_path, FORCE_CUDA="0")

@@ -8,7 +8,7 @@ from test_sampler import N, dataset, scored
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from ausam_ext import AUSAMBatchSampler
-from ausam_ext.loader import IndexedLoader
+from ausam_ext.indexed_loader import IndexedLoader
 
 
 def sampler(**options):

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 import ausam_ext.sampler
 from ausam_ext import ADLP, SAM, AUSAMBatchSampler, ops, reference
-from ausam_ext.loader import IndexedLoader
+from ausam_ext.indexed_loader import IndexedLoader
 
 OPTIONS = {"batch_size": 32, "alpha": 0.4, "warmup_epochs": 3, "seed": 11, "full_epochs": 1}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .. import guards
+from .. import misuse
 
 _CHANGED = "update(): the model has other parameters or buffers than when MESA was made; make a new one"
 
@@ -33,7 +33,7 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        if self._registrations != guards.registrations():
+        if self._registrations != misuse.registrations():
             self._pair(model)
         pairs = dict(_pairs(self._buffers_of))  # which may be other tensors in every step
         means = [pair for pair in pairs.items() if pair[0].is_floating_point() or pair[0].is_complex()]
@@ -54,7 +54,7 @@ class Average(AveragedModel):
         modules = list(zip(*of_both, strict=True))
         self._params_of = list(dict(_pairs([(a._parameters, b._parameters) for a, b in modules])).items())
         self._buffers_of = [(a._buffers, b._buffers) for a, b in modules]
-        self._registrations = guards.registrations()
+        self._registrations = misuse.registrations()
 
 
 def _pairs(dicts: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,9 +20,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from .. import checks, guards, ops
-from ..away import Away
-from ..copies import Copies
+from .. import checks, misuse, ops
+from ..backups import Backups, Displaced
 from ..sharding import global_norm, is_sharded, local
 from ..shared_memory import SharedMemory, merge
 
@@ -55,7 +54,7 @@ class MomentumSAM:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if isinstance(optimizer, LBFGS):
-            raise TypeError(f"optimizer: {guards.LBFGS_REFUSED}")
+            raise TypeError(f"optimizer: {misuse.LBFGS_REFUSED}")
         if hasattr(optimizer, "consolidate_state_dict"):
             raise TypeError(
                 f"optimizer: expected {_ACCEPTED} in each process, got {type(optimizer).__name__}"
@@ -64,7 +63,7 @@ class MomentumSAM:
             raise ValueError(f"optimizer: expected {_ACCEPTED}, got momentum=0")
         self.optimizer = optimizer
         self.rho = checks.rho(rho)
-        self._memory, self._backups = SharedMemory(), Copies()
+        self._memory, self._backups = SharedMemory(), Backups()
 
     def __repr__(self) -> str:
         return f"MomentumSAM({type(self.optimizer).__name__}, rho={self.rho})"
@@ -86,9 +85,9 @@ class MomentumSAM:
             RuntimeError: already inside; an optimizer of these weights steps inside; inside
                 ``parametrize.cached()``.
         """
-        if self in guards.INSIDE:
+        if self in misuse.INSIDE:
             raise RuntimeError("perturbed(): already inside; leave the first block before entering another")
-        guards.refuse_cached_weights("perturbed()")
+        misuse.refuse_cached_weights("perturbed()")
         weights, v = self._weights_and_momenta()
         whole, places = v, list(range(len(v)))
         if any(map(is_sharded, v)):
@@ -98,12 +97,12 @@ class MomentumSAM:
             weights, v = [weights[i] for i in places], [v[i] for i in places]
             whole = v
         backups = self._backups.of(places, weights)
-        with Away(self, weights, backups) as away:
+        with Displaced(self, weights, backups) as displaced:
             if weights:
                 # To which perturb_() adds 1e-12, as SAM's definition does and this one does not.
                 norm = global_norm(whole).to(weights[0].device) - 1e-12
                 ops.perturb_(weights, v, backups, self.rho, maximize=True, norm=norm)
-            away.arrived()
+            displaced.arrived()
             yield
 
     def _weights_and_momenta(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .. import checks, guards
+from .. import checks, misuse
 from ..importance import number_kept
 from ..sam import SAM
 
@@ -117,7 +117,7 @@ class SelectingSAM(SAM):
         return super()._shown({**settings, **{name: getattr(self, name) for name in self._shares}})
 
     def _leave(self) -> None:
-        guards.leave(self)  # no watch over what is left in .grad: backward() clears it
+        misuse.leave(self)  # no watch over what is left in .grad: backward() clears it
 
 
 _FORM = (

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
-from .. import guards
+from .. import misuse
 from ..importance import HandedOut
-from ..loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
+from ..indexed_loader import IndexedLoader as IndexedLoader  # for Lightning, which takes it as it is
 from ..monitor import Monitor
 from ..sam import SAM
 from ..sampler import AUSAMBatchSampler
@@ -108,7 +108,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
                     "use 'ddp', or ModelParallelStrategy with fully_shard in configure_model"
                 )
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise TypeError(f"SAMCallback: {guards.LBFGS_REFUSED}")
+            raise TypeError(f"SAMCallback: {misuse.LBFGS_REFUSED}")
         self._forget()  # an earlier run may have been interrupted
         self.sam = self.make(pl_module)
         if not isinstance(self.sam, SAM):

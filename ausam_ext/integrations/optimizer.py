@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from .. import guards
+from .. import misuse
 from ..sam import SAM, Closure
 from ..schedule import ScheduledSAM
 from ..sharding import local
@@ -67,10 +67,10 @@ class SAMOptimizer(Optimizer):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if isinstance(optimizer, LBFGS):
-            raise TypeError(f"optimizer: {guards.LBFGS_REFUSED}")
+            raise TypeError(f"optimizer: {misuse.LBFGS_REFUSED}")
         if not isinstance(sam, SAM):
             raise TypeError(f"sam: expected a SAM or VSAM, got {type(sam).__name__}")
-        if not guards.trains(optimizer, list(sam.model.parameters())):
+        if not misuse.trains(optimizer, list(sam.model.parameters())):
             raise ValueError("optimizer: expected parameters of the model that sam was made with, got none")
         signature(sam.backward).bind(None, **options)
         _warn_of_others(optimizer, optimizer.param_groups, sam)
@@ -259,7 +259,7 @@ def _warn_of_others(optimizer: Optimizer, groups: list[dict[str, Any]], sam: SAM
     if others:
         warnings.warn(
             "optimizer: expected weights of what sam was made with, got also "
-            f"{guards.names_of(optimizer, others)}, which SAM does not perturb, and whose gradients of both "
+            f"{misuse.names_of(optimizer, others)}, which SAM does not perturb, and whose gradients of both "
             "passes add up unless the closure clears them; make SAM with all modules, as in "
             "SAM([model, criterion])",
             stacklevel=3,

@@ -105,7 +105,7 @@ def build_cpu(name, sources, folder):
     """A library of CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer."""
     import torch
 
-    from ausam_ext.library import STAMP
+    from ausam_ext.ops.registration import STAMP
 
     at = Path(torch.__file__).parent
     folder = Path(folder) / "cpu-asan"

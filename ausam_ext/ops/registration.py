@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backend, checks, reference
+from .. import backend, reference
+from . import accepted
 
 _LIBRARY = torch.library.Library("ausam_ext", "DEF")
 _SCHEMAS = """
@@ -58,7 +59,7 @@ _FAKE: dict[str, Callable[..., Any]] = {
 def _define(schema: str) -> None:
     _LIBRARY.define(schema)
     name = schema[: schema.index("(")]
-    check, kernel, fake = getattr(checks, name), getattr(reference, name), _FAKE[name]
+    check, kernel, fake = getattr(accepted, name), getattr(reference, name), _FAKE[name]
 
     def default(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
@@ -77,7 +78,7 @@ def _define(schema: str) -> None:
 
 for _schema in _SCHEMAS.strip().splitlines():
     _define(_schema)
-STAMP = hashlib.sha256(_SCHEMAS.encode()).hexdigest()  # kernels built for these carry it (setup_cuda.py)
+STAMP = hashlib.sha256(_SCHEMAS.encode()).hexdigest()  # in kernels built for these (build_tools/cuda.py)
 backend.load(STAMP)
 _OPS = {name: getattr(torch.ops.ausam_ext, name).default for name in _FAKE}
 
@@ -87,5 +88,5 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return _OPS[name](*args, **kwargs)
     except RuntimeError:
-        getattr(checks, name)(*args, **kwargs)  # says what is wrong, where the arguments are
+        getattr(accepted, name)(*args, **kwargs)  # says what is wrong, where the arguments are
         raise
