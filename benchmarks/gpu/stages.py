@@ -63,9 +63,9 @@ def sanitizer() -> str:
 def stages() -> list[Stage]:
     on_gpu = ("--backend=cuda", "-k", "cuda")
     # Left out: what needs other packages or a network, or builds.
-    others = ("demo", "packaging", "benchmarks", "cuda_build", "emulation", "docs", "readme")
+    others = ("demo", "benchmarks", "cuda_build", "emulation", "docs", "readme")
     others += ("gpu_command", "gpu_suites")
-    folders = ("frameworks", "papers")
+    folders = ("frameworks", "packaging", "papers")
     whole = ["tests", *(f"--ignore=tests/{f}" for f in folders), *(f"--ignore={t}" for t in tests(*others))]
     python = sys.executable
     return [
