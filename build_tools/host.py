@@ -9,6 +9,8 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
+import setuptools  # noqa: F401  brings distutils
+
 TORCH = "torch>=2.11"  # the first release with everything that csrc/ uses of the stable ABI
 
 # Where the interpreter itself finds torch: pip hides that from an isolated build.
@@ -22,13 +24,28 @@ print(json.dumps([*sys.path, os.path.dirname(os.path.dirname(find_spec("torch").
 
 def lacks_compiler() -> str | None:
     """What the machine lacks to compile C++ for Python, with the way to get it."""
-    compiler = os.environ.get("CXX", "c++" if sys.platform != "win32" else "cl").split()[0]
-    if shutil.which(compiler) is None:
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if sys.platform == "win32":
+        if not _has_msvc():
+            return "no Visual C++ was found: install the Visual Studio Build Tools with C++"
+    elif shutil.which(compiler) is None:
         return f"no C++ compiler ({compiler}) was found: install one, such as Debian's g++, or set CXX"
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.exists():
         return f"Python's headers ({header}) were not found: install them, such as Debian's python3-dev"
     return None
+
+
+def _has_msvc() -> bool:
+    """setuptools finds it without the PATH."""
+    from distutils.ccompiler import new_compiler
+    from distutils.errors import DistutilsPlatformError
+
+    try:
+        new_compiler(compiler="msvc").initialize()
+    except DistutilsPlatformError:
+        return False
+    return True
 
 
 def lacks_packages() -> list[str]:

@@ -50,3 +50,15 @@ def test_one_list_of_pythons():
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     assert {oldest, newest} <= set(re.findall(r'python: "([\d.]+)"', workflow)) <= set(pythons)
     assert f"Py_LIMITED_API 0x03{minors[0]:02X}0000" in (ROOT / "csrc/module.cpp").read_text()
+
+
+@pytest.mark.parametrize("workflow", ["docs", "test", "wheels"])
+def test_workflows_run_commands_of_the_makefile(workflow):
+    """So that each step can be run by hand."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = (ROOT / f".github/workflows/{workflow}.yml").read_text(encoding="utf-8")
+    commands = re.findall(r"run: *(.*)", text)
+    assert commands
+    for command in commands:
+        target = re.match(r"make ([\w-]+)", command)
+        assert target and re.search(rf"^{target[1]}:", makefile, re.MULTILINE), command

@@ -3,6 +3,7 @@
 Prints a row for each Python and torch. An environment takes 5 GB, and is deleted before the next is made.
 """
 
+import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +19,9 @@ def try_wheel(wheel, python, torch):
         run(own, "-m", "pip", "install", torch, cwd=folder)
         run(own, "-m", "pip", "install", "--no-deps", wheel, cwd=folder)
         version = run(own, "-c", "import platform; print(platform.python_version())", cwd=folder).strip()
-        trained = run(own, Path(__file__).with_name("train.py"), cwd=folder).strip()
-        report = run(own, "-m", "ausam_ext", cwd=folder)
-        return [version, check(own, folder)["torch"], trained, report.splitlines()[2:4]]
+        trained = run(own, Path(__file__).with_name("train.py"), cwd=folder).splitlines()[-1]
+        report = re.findall(r"^(?:cpu|cuda): .*", run(own, "-m", "ausam_ext", cwd=folder), re.MULTILINE)
+        return [version, check(own, folder)["torch"], trained, *report]
 
 
 if __name__ == "__main__":
