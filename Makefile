@@ -118,7 +118,7 @@ format: .venv/with-lint
 clean:
 	rm -rf .venv .venv-frameworks build dist *.egg-info
 
-# With the build's own tools (pyproject.toml's build-system.requires), so that a rebuild compiles what changed alone.
+# With the build's own tools (pyproject.toml's build-system.requires), so that a rebuild compiles only what changed.
 .venv/torch:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install '$(TORCH)' setuptools ninja

@@ -66,7 +66,7 @@ class ADLP:
             index: ``[B]``, int32 or int64, on any device: which samples the losses belong to.
             loss: ``[B]``: per-sample losses at ``w`` (``reduction="none"``), on the device of the table.
             loss_perturbed: ``[B]``, like ``loss``: the same samples' losses at ``w + epsilon``.
-            skip: 0-d bool, on the device of the losses: record nothing if it is true. ``SAM.overflow``, where
+            skip: 0-d bool, on the device of the losses: record nothing if it is true. ``SAM.overflow``, if
                 the gradients are scaled.
 
         A DLP that is not finite is not recorded, and its sample marked as tried; if ``skip`` is given, only
@@ -136,16 +136,9 @@ class ADLP:
     ) -> Tensor:
         """:func:`ausam_ext.ops.adlp_sample` on this table."""
         index = self.place(index)
+        marks: dict[str, Any] = {"invalid": self._invalid, "tried": self.tried}
         return ops.adlp_sample(
-            self.total,
-            self.count,
-            index,
-            k,
-            s_min=s_min,
-            s_max=s_max,
-            noise=noise,
-            invalid=self._invalid,
-            tried=self.tried,
+            self.total, self.count, index, k, s_min=s_min, s_max=s_max, noise=noise, **marks
         )
 
     def to(self, device: torch.device | str) -> "ADLP":

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -12,6 +13,17 @@ from . import checks
 Model: TypeAlias = nn.Module | Iterable[nn.Module]
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of :class:`SAM`, which the methods built on it take too."""
+
+    adaptive: bool
+    params: Iterable[nn.Parameter] | None
+    maximize: bool
+    groups: Sequence[dict[str, Any]]
+    scaler: torch.amp.GradScaler | None
+
 
 ELSEWHERE = {
     "first_step": "entering `with sam.perturbed():` is the first step",
@@ -90,6 +102,13 @@ def members(name: str, params: Any, known: Sequence[nn.Parameter]) -> list[nn.Pa
             raise ValueError(f"{expected}, got one of shape {tuple(p.shape)} that is another or comes twice")
         own.remove(id(p))
     return found
+
+
+def enabled(scaler: Any) -> torch.amp.GradScaler | None:
+    """The scaler; None if it does nothing."""
+    if not isinstance(scaler, (torch.amp.GradScaler, type(None))):
+        raise TypeError(f"scaler: expected a torch.amp.GradScaler, got {scaler!r}")
+    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def group(value: Any, known: Sequence[nn.Parameter]) -> dict[str, Any]:

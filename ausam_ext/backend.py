@@ -20,7 +20,7 @@ class Backend(NamedTuple):
 
 _REINSTALL = "reinstall ausam_ext with pip's --force-reinstall --no-deps --no-cache-dir"
 _loaded: dict[str, Backend] = {}
-_unsaid: set[str] = set()  # devices whose fall-back to the reference is still to be warned of
+_unsaid: set[str] = set()  # devices of whose fallback to the reference nothing was said yet
 
 
 def load(stamp: str) -> None:
@@ -41,7 +41,7 @@ def load(stamp: str) -> None:
 
 
 def _other_version(library: Path, stamp: str) -> Backend | None:
-    """Why a library is left alone: to load it would register its kernels."""
+    """Why a library is not loaded: that would register its kernels."""
     if stamp.encode() in library.read_bytes():
         return None
     here = Path(__file__).parent

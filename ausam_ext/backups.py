@@ -37,7 +37,8 @@ class Backups:
 
 def copy_all(source: Sequence[Tensor], to: Sequence[Tensor]) -> None:
     """Copies each tensor, in one launch: what ``restore_`` does, whichever of the two is the backup."""
-    ops.restore_(to, source)
+    if source:
+        ops.restore_(to, source)
 
 
 class Displaced:

@@ -82,6 +82,11 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def method(state: dict[str, Any], expected: str) -> None:
+    if state["method"] != expected:
+        raise ValueError(f"method: expected a state of {expected}, got one of {state['method']}")
+
+
 def version(state: dict[str, Any], expected: int) -> None:
     if state["version"] != expected:
         raise ValueError(f"version: expected {expected}, got {state['version']}")

@@ -89,7 +89,7 @@ class HandedOut(NamedTuple):
                 f"{own.tolist()}, got {index.tolist()}" if known else f"{len(own)}, got {len(index)} samples"
             )
             raise ValueError(
-                "index: expected the batch that indexed() or select() handed out last, whose weights alone "
-                f"are known, {shown}"
+                "index: expected the batch that indexed() or select() handed out last, the only one whose "
+                f"weights are known, {shown}"
             )
         return None if known else same

@@ -167,7 +167,7 @@ def check(loader: Any, sampler: "PlannedBatchSampler") -> None:
     if found is not sampler:
         raise ValueError(
             f"loader: expected a DataLoader made with batch_sampler= this sampler, got {loader!r} with "
-            f"{found!r}. Where a framework put its own in place, keep it from that (Lightning: "
+            f"{found!r}. If a framework put its own there, keep it from that (Lightning: "
             "use_distributed_sampler=False; Accelerate: leave this loader out of prepare()): this sampler "
             f"splits epochs among processes itself.{sampler._instead}"
         )

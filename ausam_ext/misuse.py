@@ -62,6 +62,22 @@ def steps() -> int:
     return _steps
 
 
+def refuse_inside(sam: Any) -> None:
+    if sam in INSIDE:
+        raise RuntimeError(
+            "perturbed(): already inside; leave the first perturbation before entering another"
+        )
+
+
+def refuse_other_parameters(sam: Any, what: str) -> None:
+    now, then = list(sam.model.parameters()), sam._params
+    if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
+        raise RuntimeError(
+            f"{what}: the model has other parameters than when this {type(sam).__name__} was made; make a "
+            "new one"
+        )
+
+
 def refuse_lbfgs(params: list[nn.Parameter]) -> None:
     if any(trains(optimizer, params) for optimizer in _SEARCHING):
         raise TypeError(f"optimizer: expected any but LBFGS: {LBFGS_REFUSED}")

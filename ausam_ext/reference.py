@@ -78,7 +78,7 @@ def subset_weights(scores: Tensor, positions: Tensor, noise: Tensor, *, s_min: f
     inside = (positions >= 0) & (positions < n)
     kept = positions.new_zeros((*positions.shape[:-1], n + 1), dtype=torch.bool)
     kept = kept.scatter(-1, positions.where(inside, n), True)[..., :n]
-    # 0, below which no key has a part in the race, where all were kept.
+    # 0, below which no key has a part in the race, if all were kept.
     t = key.where((key > 0) & ~kept, 0).amax(-1, keepdim=True)
     p = -torch.expm1(-s.gather(-1, positions.where(inside, 0)) / t)
     w = (k / n) / p.where(p > _LEAST, _LEAST)

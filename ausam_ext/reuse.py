@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .arguments import Model
+from .arguments import Model, Options
 from .backups import Backups, copy_all
-from .sam import Options
 from .schedule import ScheduledSAM
 from .sharding import is_sharded
 

@@ -1,36 +1,34 @@
-"""Sharpness-Aware Minimization around any optimizer."""
+"""Sharpness-Aware Minimization (Foret et al. 2021; AUSAM Eq. 1 to 3) for any optimizer.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+One step, of which the training loop runs the passes and :class:`SAM` all between them:
+
+1. first pass: ``g = grad L(w)`` in ``.grad``
+2. ``epsilon = rho * g / (||g|| + 1e-12)``, with one norm over all weights
+3. the bits of ``w`` are kept, ``w`` becomes ``w + epsilon``, ``.grad`` is cleared
+4. second pass, of the same batch: ``grad L(w + epsilon)`` in ``.grad``
+5. ``w`` comes back, bit for bit, and all else that the second pass changed in the modules
+6. the optimizer steps from ``w`` by ``.grad``
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import arguments, checks, misuse, ops
-from .backups import Backups, Displaced, copy_all
+from . import arguments, checks, misuse
+from .backups import Displaced, copy_all
 from .gradient_watch import GradientWatch
 from .module_state import ModuleState
-from .ops import accepted
-from .sharding import drop_gathered, gatherers, global_norm, is_sharded, local
-from .shared_memory import SharedMemory, merge, owns_its_memory
+from .passes import Closure, RandomState, random_state, run, set_random_state
+from .perturbation import Groups, Perturbation, Targets
+from .scaling import inverse_scale, spread_overflow
+from .sharding import drop_gathered, gatherers, is_sharded, local
+from .shared_memory import owns_its_memory
 
-Closure = Callable[[], Tensor]
-
-_RandomState = dict[int | None, Tensor]  # of the CPU's generator, under None, and of GPUs'
 _VERSION = 1
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments of :class:`SAM`, which the methods on it take too."""
-
-    adaptive: bool
-    params: Iterable[nn.Parameter] | None
-    maximize: bool
-    groups: Sequence[dict[str, Any]]
-    scaler: torch.amp.GradScaler | None
 
 
 class SAM:
@@ -93,12 +91,10 @@ class SAM:
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.model = arguments.one_module(model, type(self).__name__)
-        if not isinstance(scaler, (torch.amp.GradScaler, type(None))):
-            raise TypeError(f"scaler: expected a torch.amp.GradScaler, got {scaler!r}")
         self.rho = checks.rho(rho)
         self.adaptive = checks.flag("adaptive", adaptive)
         self.maximize = checks.flag("maximize", maximize)
-        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.scaler = arguments.enabled(scaler)
         self.overflow: Tensor | None = None
         self.grad_norm: Tensor | None = None
         self._gatherers = gatherers(self.model)
@@ -112,8 +108,8 @@ class SAM:
         self.groups = [arguments.group(group, self._perturbed) for group in groups]
         arguments.members("groups", [p for g in self.groups for p in g["params"]], self._perturbed)
         self._sharded = any(map(is_sharded, self._params))
+        self._perturbation = Perturbation(self._perturbed, self._sharded)
         self._registrations = misuse.registrations()
-        self._memory, self._backups = SharedMemory(), Backups()
         self._state = ModuleState(self.model.modules(), self._params)
         self._averaged_by([m for m in self.model.modules() if isinstance(m, DistributedDataParallel)])
         misuse.MADE.add(self)
@@ -143,39 +139,25 @@ class SAM:
                 steps inside; ``scaler.unscale_`` was called before; inside ``parametrize.cached()``; the
                 model has other parameters than when this was made.
         """
-        if self in misuse.INSIDE:
-            raise RuntimeError(
-                "perturbed(): already inside; leave the first perturbation before entering another"
-            )
-        self._check("perturbed()")
-        places = [i for i, p in enumerate(self._perturbed) if p.requires_grad and p.grad is not None]
-        if not places:
-            raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
-        drop_gathered(self._gatherers)
-        weights, grads, places = self._merged(places)
-        backups = self._backups.of(places, weights)
+        targets = self._enter()
         state, copies = self._state.before()
         try:
-            with Displaced(self, [*state, *weights], [*copies, *backups]) as displaced:
-                if state:
-                    copy_all(state, to=copies)
-                norm = self._ascend(weights, grads, backups, places)
-                self.grad_norm = norm if self.scaler is None else norm * self._unscale(norm)
-                del grads  # frees them before the second pass
+            with Displaced(self, [*state, *targets.weights], [*copies, *targets.backups]) as displaced:
+                copy_all(state, to=copies)
+                norm = self._perturbation.apply(
+                    targets, *self._radii(), adaptive=self.adaptive, maximize=self.maximize
+                )
+                self.grad_norm = norm if self.scaler is None else norm * inverse_scale(self.scaler, norm)
+                del targets  # frees the gradients before the second pass
                 displaced.arrived()
                 kept = self._clear()
                 yield
         finally:
             drop_gathered(self._gatherers)
             self._state.after()
-        new = [p.grad for p in self._params if p.requires_grad and p.grad is not None]
-        if kept:
-            untouched = {id(grad) for grad, version in kept if grad._version == version}
-            new = [grad for grad in new if id(grad) not in untouched]
-        if not new:
-            raise RuntimeError("perturbed(): no backward() ran inside; without it there is no SAM gradient")
+        grads = self._second_gradients(kept)
         if self.scaler is not None:
-            self._note_overflow(norm, new)
+            self.overflow = spread_overflow(norm, grads, self._ddps)
         self._leave()
 
     def backward(
@@ -203,7 +185,7 @@ class SAM:
             )
         if per_process and any(ddp.static_graph for ddp in self._ddps):
             raise ValueError("per_process: expected static_graph=False, got True, with which no_sync() fails")
-        masks = self._random_state() if same_masks else None
+        masks = random_state(self._params) if same_masks else None
         with ExitStack() as first:
             for ddp in self._ddps if per_process else ():
                 first.enter_context(ddp.no_sync())
@@ -220,17 +202,11 @@ class SAM:
         Raises:
             KeyError, ValueError: the state is not one of a SAM, or of another version.
         """
-        self._check_method(state)
+        checks.method(state, self._method)
         checks.version(state, _VERSION)
 
-    def _check_method(self, state: dict[str, Any]) -> None:
-        method = state.get("method", "VSAM")
-        if method != self._method:
-            raise ValueError(f"method: expected a state of {self._method}, got one of {method}")
-
     def __repr__(self) -> str:
-        shown = {"rho": self.rho, "adaptive": self.adaptive, "maximize": self.maximize}
-        return self._shown(shown)
+        return self._shown({"rho": self.rho, "adaptive": self.adaptive, "maximize": self.maximize})
 
     def _shown(self, settings: dict[str, Any]) -> str:
         settings["params"] = f"{len(self._perturbed)} of {len(self._params)}"
@@ -259,12 +235,7 @@ class SAM:
     def _look_again(self, what: str) -> None:
         """At the modules, of which some may be new; parameters must not be."""
         drop_gathered(self._gatherers)
-        now, then = list(self.model.parameters()), self._params
-        if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
-            raise RuntimeError(
-                f"{what}: the model has other parameters than when this {type(self).__name__} was made; make "
-                "a new one"
-            )
+        misuse.refuse_other_parameters(self, what)
         self._state.modules = list(self.model.modules())
         self._registrations = misuse.registrations()
 
@@ -274,51 +245,25 @@ class SAM:
             self._watch.start(in_closure=True)
         return run(closure)
 
-    def _second_pass(self, closure: Closure, masks: _RandomState | None) -> Tensor:
+    def _second_pass(self, closure: Closure, masks: RandomState | None) -> Tensor:
         with self.perturbed():
             if masks is not None:
-                _set_random_state(masks)
+                set_random_state(masks)
             return run(closure)
 
-    def _merged(self, places: list[int]) -> tuple[list[Tensor], list[Tensor], list[int]]:
-        """Weights and gradients of the parameters at ``places``, and for each the place whose radius it has.
+    def _enter(self) -> Targets:
+        """What the step is going to move, if nothing forbids it."""
+        misuse.refuse_inside(self)
+        self._check("perturbed()")
+        drop_gathered(self._gatherers)
+        targets = self._perturbation.targets(*self._radii())
+        if targets is None:
+            raise RuntimeError("perturbed(): no parameter has a gradient; call backward() on the loss first")
+        return targets
 
-        What lies in this process; parameters that share memory as one.
-        """
-        params = [self._perturbed[i] for i in places]
-        weights, grads = self._local(params), self._local([p.grad for p in params])  # type: ignore[misc]
-        if self._sharded or not (groups := self._memory.groups(weights)):
-            return weights, grads, places
-        for members in groups:
-            if len({self._radius(params[i]) for i in members}) > 1:
-                raise ValueError("groups: expected one rho for parameters that share memory, got several")
-        kept = merge(groups, weights, grads)
-        return [weights[i] for i in kept], [grads[i] for i in kept], [places[i] for i in kept]
-
-    def _radius(self, p: nn.Parameter) -> float:
-        return next((g["rho"] for g in self.groups if any(p is q for q in g["params"])), self.rho)
-
-    def _ascend(
-        self, weights: list[Tensor], grads: list[Tensor], backups: list[Tensor], places: list[int]
-    ) -> Tensor:
-        """Copies and perturbs ``weights``; returns the norm of the gradient."""
-        how: dict[str, Any] = {"adaptive": self.adaptive, "maximize": self.maximize}
-        if not self.groups and not self._sharded:
-            return ops.perturb_(weights, grads, backups, self.rho, **how)
-        accepted.perturb_(weights, grads, backups, self.rho, **how)  # of all, before the first is changed
-        params = [self._perturbed[i] for i in places]
-        whole = [p.grad for p in params] if self._sharded else grads
-        factors = (params if self._sharded else weights) if self.adaptive else None
-        norm = global_norm(whole, factors)  # type: ignore[arg-type]
-        if self.groups:
-            copy_all(weights, to=backups)  # of all: the first call below changes a part
-        radius = {id(p): checks.rho(g["rho"]) for g in self.groups for p in g["params"]}
-        radii = [radius.get(id(p), self.rho) for p in params]
-        for rho in dict.fromkeys(radii):
-            members = [i for i, r in enumerate(radii) if r == rho]
-            w, g, b = ([tensors[i] for i in members] for tensors in (weights, grads, backups))
-            ops.perturb_(w, g, b, rho, norm=norm.to(w[0].device), **how)
-        return norm
+    def _radii(self) -> tuple[float, Groups]:
+        """The radius, and the groups with one of their own."""
+        return self.rho, self.groups
 
     def _clear(self) -> list[tuple[Tensor, int]]:
         """Clears the gradients; returns those that are parts of a larger tensor, which an optimizer may have,
@@ -335,46 +280,21 @@ class SAM:
                 kept.append(grad)
         return [(grad, grad._version) for grad in kept]  # now, as parts of one tensor count together
 
+    def _second_gradients(self, kept: list[tuple[Tensor, int]]) -> list[Tensor]:
+        """What the second pass left in ``.grad``; of ``kept`` only what it wrote to."""
+        new = [p.grad for p in self._params if p.requires_grad and p.grad is not None]
+        if kept:
+            untouched = {id(grad) for grad, version in kept if grad._version == version}
+            new = [grad for grad in new if id(grad) not in untouched]
+        if not new:
+            raise RuntimeError("perturbed(): no backward() ran inside; without it there is no SAM gradient")
+        return new
+
     def _leave(self) -> None:
         """``.grad`` holds what the optimizer is to use."""
         if not torch.compiler.is_compiling():
             self._watch.start()
             misuse.leave(self)
 
-    @torch.no_grad()
-    def _note_overflow(self, norm: Tensor, grads: list[Tensor]) -> None:
-        mark = norm - norm  # NaN if the first pass overflowed: the second one then ran at w
-        for group in dict.fromkeys(ddp.process_group for ddp in self._ddps):
-            dist.all_reduce(mark, group=group)  # if the first pass was not averaged
-        # Into all: one that is not finite makes the scaler skip its optimizer, and there may be several.
-        parts = self._local(grads)
-        for device in dict.fromkeys(t.device for t in parts):
-            torch._foreach_add_([t for t in parts if t.device == device], mark.to(device))
-        self.overflow = ~global_norm(grads).isfinite()
-
-    def _unscale(self, like: Tensor) -> Tensor:
-        """1 over the scaler's factor."""
-        assert self.scaler is not None
-        factor: Tensor = self.scaler.scale(torch.ones_like(like))
-        return factor.reciprocal()
-
     def _local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [local(t) for t in tensors] if self._sharded else list(tensors)
-
-    def _random_state(self) -> _RandomState:
-        """Of the CPU's generator and of those of the model's GPUs."""
-        gpus = {p.device.index for p in self._params if p.is_cuda}
-        return {None: torch.get_rng_state(), **{i: torch.cuda.get_rng_state(i) for i in gpus}}
-
-
-def _set_random_state(state: _RandomState) -> None:
-    for gpu, value in state.items():
-        torch.set_rng_state(value) if gpu is None else torch.cuda.set_rng_state(value, gpu)
-
-
-@torch.enable_grad()
-def run(closure: Closure) -> Tensor:
-    loss = closure()
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"closure: expected it to return its loss, a tensor, got {loss!r}")
-    return loss.detach()

@@ -57,7 +57,7 @@ class AUSAMBatchSampler(PlannedBatchSampler):
 
     _state_version = 3
     _instead = (
-        " Where no batch sampler can be, let the data set yield each sample's index too, and choose within "
+        " If no batch sampler can be used, let the data set yield each sample's index too, and choose within "
         "the loop with select()"
     )
 

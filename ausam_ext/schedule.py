@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import checks, misuse
 from .agreement import refuse_differences
-from .arguments import Model
-from .sam import SAM, Closure, Options
+from .arguments import Model, Options
+from .passes import Closure, random_state
+from .sam import SAM
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -135,7 +136,7 @@ class ScheduledSAM(SAM):
         """
         self._count()
         self._agree()
-        masks = self._random_state() if same_masks else None
+        masks = random_state(self._params) if same_masks else None
         loss = self._first_pass(closure)
         if not self.decide():
             self.reuse_()
@@ -194,11 +195,11 @@ class ScheduledSAM(SAM):
         Its structure is always the same, as ``torch.distributed.checkpoint`` needs it.
 
         Raises:
-            RuntimeError: inside :meth:`perturbed`, where also the model's weights are not those to save.
+            RuntimeError: inside :meth:`perturbed`, in which the model's weights are not those to save either.
         """
         if self in misuse.INSIDE:
             raise RuntimeError(
-                "state_dict(): inside perturbed(), where the weights are w + epsilon; save after the block"
+                "state_dict(): inside perturbed(), in which the weights are w + epsilon; save after the block"
             )
         self._count()
         return {
@@ -217,7 +218,7 @@ class ScheduledSAM(SAM):
             ValueError: the state is of another version, method, model or length of what the method looks back
                 on. Nothing is changed.
         """
-        self._check_method(state)
+        checks.method(state, self._method)
         checks.version(state, self._version)
         progress, sampled, decision = (state[k] for k in ("progress", "sampled", "decision"))
         self._load(state)

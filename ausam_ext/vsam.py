@@ -10,6 +10,7 @@ from . import arguments, checks, ops
 from .agreement import digest
 from .rate import RateController, samples_of
 from .reuse import ReusingSAM
+from .scaling import inverse_scale
 from .sharding import global_norm
 
 
@@ -172,7 +173,7 @@ class VSAM(ReusingSAM):
                 if self.bounded:
                     limit = limit.hypot(others[1])
         if self.scaler is not None:
-            unscale = self._unscale(psf_norm)
+            unscale = inverse_scale(self.scaler, psf_norm)
             psf_norm, sgd_norm, limit = psf_norm * unscale, sgd_norm * unscale, limit * unscale
             for device in dict.fromkeys(t.device for t in old):
                 torch._foreach_mul_([t for t in old if t.device == device], unscale.to(device))

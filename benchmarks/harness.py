@@ -1,7 +1,7 @@
 """Times columns that take turns, and keeps what came out.
 
 A machine is slower at some moments than at others. So every column is timed in every round, and what is
-compared is the ratio within a round: its median and quartiles. Times alone mean nothing elsewhere.
+compared is the ratio within a round: its median and quartiles. Only ratios mean something elsewhere.
 
     samples = compare({"native": f, "eager": g})
     save([row("operators", "psf_reuse_", "ResNet-50", samples, against="eager", target=1.5)])
@@ -124,7 +124,7 @@ def row(
     seconds over the first's in the same round.
 
     Args:
-        against: the column that ``target`` is about; the second where it is not given.
+        against: the column that ``target`` is about; the second if it is not given.
         target: the ratio to reach.
         bytes: how many a call has to move.
         note: why a target is missed, or what is special.
@@ -191,7 +191,7 @@ def result_file(device: str = "cpu", folder: Path = RESULTS) -> Path:
 
 
 def save(rows: Sequence[Row], device: str = "cpu", folder: Path = RESULTS) -> Path:
-    """Writes the rows into the machine's file, in place of all that stands there of the same suites."""
+    """Writes the rows into the machine's file, in place of all that is there of the same suites."""
     path = result_file(device, folder)
     suites = _stored(path)
     for suite in dict.fromkeys(r["suite"] for r in rows):

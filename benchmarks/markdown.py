@@ -1,6 +1,6 @@
 """Markdown: tables that also read well as text, and pages with blocks that are filled from results.
 
-A block is what stands between ``<!-- NAME -->`` and ``<!-- end -->``, each on a line of its own.
+A block is what is between ``<!-- NAME -->`` and ``<!-- end -->``, each on a line of its own.
 """
 
 import re

@@ -21,7 +21,7 @@ from .harness import RESULTS, Row, add, save
 from .journal import LOST, MEASURED, Journal, OutOfTime, context_lost, within
 
 Parts = Mapping[str, Callable[[], list[Row]]]
-GRACE = 20.0  # seconds after a part's limit until the process ends, where the part does not: it hangs in C
+GRACE = 20.0  # seconds after a part's limit until the process ends, if the part does not: it hangs in C
 
 
 def run(

@@ -116,7 +116,7 @@ def steps(rows: Sequence[Row]) -> Figure:
         ax.set_title(size, loc="left")
         ax.set_xlabel("Milliseconds per step: shorter is faster")
     if any("ideal" in row["columns"] for row in rows):
-        axes[0, 0].plot([], [], **tick(RED, "ideal: what its passes alone cost"))
+        axes[0, 0].plot([], [], **tick(RED, "ideal: what its passes cost by themselves"))
         axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     figure.tight_layout()
     return figure

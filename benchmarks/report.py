@@ -21,7 +21,7 @@ BLOCK = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- end of benchmarks -->)", re
 READING = (
     "Columns take turns in one process; medians over the rounds, with quartiles in brackets. 'x / this': how "
     "many times as long x takes, so that more is better. Copy: one that moves as many bytes. 'part': does a "
-    "part of the work alone."
+    "only a part of the work."
 )
 HEAD = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Benchmarks</title>'
 STYLE = (
@@ -32,7 +32,7 @@ STYLE = (
 
 
 def block(folder: Path = RESULTS) -> str:
-    """What stands between the page's markers."""
+    """What is between the page's markers."""
     parts = [summary(suites) for suites in machines(folder).values()]
     return "\n" + "\n".join(parts) + "\n" if parts else ""
 

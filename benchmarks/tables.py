@@ -34,7 +34,7 @@ BOUNDS = (*ASIDE, "ideal")  # what a row may lose to
 REASONS = {
     "psf_reuse_ / _foreach_add_": (
         "both wait for memory; this asks first for the line that it only reads, which costs up to 7 % in one "
-        "thread and nothing where memory is saturated"
+        "thread and nothing if memory is saturated"
     ),
     "AUSAM-0.5 + vSAM-0.3 / ideal": (
         "copies, PSF and table cost as much as in other steps, and the passes are the shortest"

@@ -151,7 +151,7 @@ class Training:
         done = (self.epoch + (batches.state_dict()["position"] - 1) / len(batches)) / self.job.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = self.job.learning_rate * self.problem.factor(done)
-        # By random numbers of the step alone, so that nothing has to be saved for them.
+        # By random numbers that depend only on the step, so that nothing has to be saved for them.
         generator = torch.Generator(self.device).manual_seed((self.job.seed << 40) + self.counts.steps)
         return self.problem.batch(loaded, generator)
 

@@ -112,7 +112,7 @@ Vector<T> vector_of(const Tensor& t) {
   return {static_cast<T*>(t.data_ptr()), t.numel() > 1 ? t.stride(0) : 1};
 }
 
-// Of no memory where there is no tensor.
+// Of no memory if there is no tensor.
 template <class T>
 Vector<T> vector_of(const std::optional<Tensor>& t) {
   return t ? vector_of<T>(*t) : Vector<T>{nullptr, 0};

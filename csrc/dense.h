@@ -38,7 +38,7 @@ inline Tensor dense_like(const Tensor& t, const Tensor& like) {
 
 inline Tensor dense(const Tensor& t) { return is_dense(t) ? t : torch::stable::contiguous(t); }
 
-// A list as dense blocks, each laid out like its partner in `like`: the tensors themselves where
+// A list as dense blocks, each laid out like its partner in `like`: the tensors themselves if
 // they are so already, else copies, which finish() writes back.
 class DenseList {
  public:

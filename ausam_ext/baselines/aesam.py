@@ -11,7 +11,7 @@ In iteration ``t`` of ``T``, with ``n_t = ||grad L(w)||^2``::
 average for normal ``n_t`` if ``lambda_1 = -lambda_2``. At the start ``mu = 0`` and ``v = exp(-10)``, which
 makes the first iteration one of SAM.
 
-Cost: ``1 + q`` forwards and backwards, of SAM's 2, where ``q`` is the share of second passes; and the host
+Cost: ``1 + q`` forwards and backwards, of SAM's 2; ``q`` is the share of second passes; and the host
 waits for the norm in every step. State: ``mu``, ``v`` and the number of the iteration.
 
 Source: Jiang, Yang, Zhang and Kwok, "An Adaptive Policy to Employ Sharpness-Aware Minimization" (ICLR 2023,
@@ -23,7 +23,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .. import arguments, checks
-from ..sam import Options
+from ..arguments import Options
 from ..schedule import ScheduledSAM
 from ..sharding import global_norm
 

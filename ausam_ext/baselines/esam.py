@@ -25,8 +25,9 @@ from torch import Tensor
 
 from .. import arguments, checks
 from ..agreement import digest, refuse_differences
+from ..arguments import Options
+from ..perturbation import Groups
 from ..reference import accumulation_dtype
-from ..sam import Options
 from .selecting import Losses, SelectingSAM, forward, look, share
 
 if TYPE_CHECKING:
@@ -89,13 +90,8 @@ class ESAM(SelectingSAM):
                 p.grad = torch.zeros_like(p)
         return result, None
 
-    def _ascend(self, *args: Any) -> Tensor:
-        rho, groups = self.rho, self.groups
-        self.rho, self.groups = rho / self.beta, [{**g, "rho": g["rho"] / self.beta} for g in groups]
-        try:
-            return super()._ascend(*args)
-        finally:
-            self.rho, self.groups = rho, groups
+    def _radii(self) -> tuple[float, Groups]:
+        return self.rho / self.beta, [{**group, "rho": group["rho"] / self.beta} for group in self.groups]
 
     def _choose(self, losses: Losses, loss: Tensor) -> Tensor:
         after, wide = look(losses), accumulation_dtype([loss])

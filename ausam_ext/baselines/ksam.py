@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .. import arguments
-from ..sam import Options
+from ..arguments import Options
 from .selecting import Losses, SelectingSAM, forward, look, share
 
 if TYPE_CHECKING:

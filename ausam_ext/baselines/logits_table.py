@@ -12,7 +12,7 @@ from .. import checks
 class LogitsTable:
     """``[num_samples, slots, num_classes]``; what was stored in an epoch is there for ``slots`` epochs.
 
-    NaN stands for what was not stored. There is one sample more, of which that is always so: what is not to
+    NaN means that nothing was stored. There is one sample more, of which that is always so: what is not to
     be stored goes there, so that rows need not be counted, which would synchronise.
     """
 

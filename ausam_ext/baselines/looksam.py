@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from .. import arguments, checks, ops
+from ..arguments import Options
 from ..reuse import ReusingSAM
-from ..sam import Options
 from ..sharding import global_dot, global_norm
 
 if TYPE_CHECKING:

@@ -85,8 +85,7 @@ class MomentumSAM:
             RuntimeError: already inside; an optimizer of these weights steps inside; inside
                 ``parametrize.cached()``.
         """
-        if self in misuse.INSIDE:
-            raise RuntimeError("perturbed(): already inside; leave the first block before entering another")
+        misuse.refuse_inside(self)
         misuse.refuse_cached_weights("perturbed()")
         weights, v = self._weights_and_momenta()
         whole, places = v, list(range(len(v)))
@@ -123,6 +122,5 @@ class MomentumSAM:
         Raises:
             KeyError, ValueError: the state is not one of a MomentumSAM, or of another version.
         """
-        if state["method"] != "MomentumSAM":
-            raise ValueError(f"method: expected a state of MomentumSAM, got one of {state['method']}")
+        checks.method(state, "MomentumSAM")
         checks.version(state, _VERSION)

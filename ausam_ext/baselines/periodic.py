@@ -14,7 +14,7 @@ iterations it is; here the first, so that a run begins with one of SAM (Composer
 from typing import TYPE_CHECKING
 
 from .. import arguments, checks
-from ..sam import Options
+from ..arguments import Options
 from ..schedule import ScheduledSAM
 
 if TYPE_CHECKING:

@@ -75,7 +75,7 @@ class PruningBatchSampler(PlannedBatchSampler):
         if len(recorded) and others.any() and not others[recorded].any():
             raise RuntimeError(
                 f"update(): expected the losses of all {self.num_replicas} processes, which do not exchange "
-                "them without torch.distributed, got those of this process's samples alone"
+                "them without torch.distributed, got only those of this process's samples"
             )
 
     def _use(self, epoch: int, weights: Tensor) -> None:
@@ -157,8 +157,9 @@ class PruningBatchSampler(PlannedBatchSampler):
         own = whose[1] > 1 and not losses[1].isnan().all()  # losses that other processes lack
         if own and whose != here and not self._by_hand():
             raise ValueError(
-                f"rank: expected {whose[0]} of {whose[1]}, which alone knows this state's latest losses, got "
-                f"{here[0]} of {here[1]}; let each process load its own state, or one saved after set_epoch()"
+                f"rank: expected {whose[0]} of {whose[1]}, the only one that knows this state's latest "
+                f"losses, got {here[0]} of {here[1]}; let each process load its own state, or one saved "
+                "after set_epoch()"
             )
         super().load_state_dict(state)
         self._use(planned, weights.to("cpu", copy=True))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .. import arguments, checks
 from ..agreement import digest
-from ..sam import Options
+from ..arguments import Options
 from ..schedule import ScheduledSAM
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ class SelectingSAM(SAM):
     def _largest(self, scores: Tensor, share: float) -> Tensor:
         """Positions of the share of ``scores`` that matters most, ascending; of equals those that come first.
 
-        With ``maximize`` those are the smallest. A NaN comes before all: the overflow that it stands for then
+        With ``maximize`` those are the smallest. A NaN comes before all: the overflow that made it then
         reaches the gradient, and the scaler, as it does in SAM.
         """
         kept = number_kept(len(scores), share)
@@ -121,8 +121,8 @@ class SelectingSAM(SAM):
 
 
 _FORM = (
-    "write `loss, loss_perturbed = sam.backward(losses)`, where losses(positions) runs the forward pass on "
-    'those positions of the batch, on all if None, and returns their losses with reduction="none"'
+    "write `loss, loss_perturbed = sam.backward(losses)`, in which losses(positions) runs the forward pass "
+    'on those positions of the batch, on all if None, and returns their losses with reduction="none"'
 )
 
 

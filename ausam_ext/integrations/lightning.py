@@ -104,7 +104,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
         for kind in type(trainer.strategy).__mro__:  # told without what they need installed
             if kind.__name__ in ("DeepSpeedStrategy", "FSDPStrategy"):
                 raise TypeError(
-                    f"SAMCallback: {kind.__name__} keeps weights and gradients where SAM does not find them; "
+                    f"SAMCallback: {kind.__name__} keeps weights and gradients out of SAM's sight; "
                     "use 'ddp', or ModelParallelStrategy with fully_shard in configure_model"
                 )
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
@@ -229,7 +229,7 @@ class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
 
 
 def _warn_of_a_low_rate(vsam: VSAM, steps: float) -> None:
-    """The rate grows by 4 % in a window of steps at the most, where it was measured."""
+    """In all measurements the rate grew by no more than 4 % in a window of steps."""
     controller = vsam.controller
     windows = (steps - vsam.warmup_steps) / controller.window
     if controller.alpha > 0 and windows > 0 and controller.rate * 1.04 ** min(windows, 999) < _RATE:

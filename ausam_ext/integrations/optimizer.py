@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from .. import misuse
-from ..sam import SAM, Closure
+from ..passes import Closure
+from ..sam import SAM
 from ..schedule import ScheduledSAM
 from ..sharding import local
 
@@ -237,7 +238,7 @@ class SAMOptimizer(Optimizer):
         if sam is None and isinstance(self.sam, ScheduledSAM):
             raise KeyError(
                 f"sam: the state of {type(self.sam).__name__} is missing: was it saved by the wrapped "
-                "optimizer alone, or with flatten_optimizer_state_dict=True?"
+                "optimizer only, or with flatten_optimizer_state_dict=True?"
             )
         before = self.optimizer.state, self.optimizer.param_groups
         try:

@@ -88,5 +88,5 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return _OPS[name](*args, **kwargs)
     except RuntimeError:
-        getattr(accepted, name)(*args, **kwargs)  # says what is wrong, where the arguments are
+        getattr(accepted, name)(*args, **kwargs)  # says what is wrong, if the arguments are
         raise

@@ -133,7 +133,7 @@ def _pickled(path: Path, content: bytes, classes: int) -> tuple[np.ndarray, np.n
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except _Refused as error:
-        raise wrong(path, "a pickle of numpy's arrays, lists, ints and bytes alone", error) from None
+        raise wrong(path, "a pickle of only numpy's arrays, lists, ints and bytes", error) from None
     except Exception as error:  # a damaged pickle may raise anything
         raise damaged(path, "a pickle", error) from error
     x, y = (batch.get(k) for k in (b"data", key)) if isinstance(batch, dict) else (None, None)

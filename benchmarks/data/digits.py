@@ -62,7 +62,7 @@ def _tail(y: Tensor, seed: int) -> Tensor:
 
 
 def _all() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits  # where no digits are used, scikit-learn need not be there
+    from sklearn.datasets import load_digits  # if no digits are used, scikit-learn need not be there
 
     data = load_digits()
     x = torch.from_numpy(data.images).to(torch.uint8) * 15  # from 0 to 16, to bytes

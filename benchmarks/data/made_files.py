@@ -1,4 +1,4 @@
-"""Small files in the formats of the real data sets, so that all of the suite runs where no data is.
+"""Small files in the formats of the real data sets, so that all of the suite runs without the data.
 
 A class's images share a mean image, so that a network learns them within an epoch or two. The same seed
 writes the same bytes.

@@ -60,7 +60,7 @@ def accuracy_and_cost(ax: Axes, data: Data, group: Group) -> None:
     for method in sorted(group, key=costs.__getitem__):
         accuracies = [run.accuracy for run in group[method]]
         color, marker = STYLES[method]
-        last = max(costs[method], last + gap)  # side by side where one would hide the other
+        last = max(costs[method], last + gap)  # side by side if one would hide the other
         ax.errorbar(
             last,
             mean(accuracies),

@@ -14,7 +14,7 @@ BOTH = "AUSAM-probability+vSAM"
 
 
 def blocks() -> dict[str, str]:
-    """What stands between the pages' markers, by name."""
+    """What is between the pages' markers, by name."""
     runs = report.read(RESULTS)
     group = report.grouped(runs)[digits.WRONG]
 

@@ -27,7 +27,7 @@ DATA = (
 )
 
 # Each is one of benchmarks.methods, with settings. A random half has AUSAM's whole first epoch: without it,
-# it learns later than AUSAM for that reason alone.
+# it learns later than AUSAM only for that reason.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "SGD": ("SGD", {}),
     "SAM": ("SAM", {}),

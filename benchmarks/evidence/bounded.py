@@ -1,4 +1,4 @@
-"""``python -m benchmarks.evidence.bounded``: vSAM with the reuse bounded, where gradients vary much in size.
+"""``python -m benchmarks.evidence.bounded``: vSAM with the reuse bounded, if gradients vary much in size.
 
 A network without BatchNorm at a rate of 0.34, and the demo's beside it. It goes on where it was stopped.
 Written down before the runs on test images: 10 seeds with the settings of a diverging run that was reported;

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs/choosing.md"
 
 
 def blocks() -> dict[str, str]:
-    """What stands between the page's markers, by name."""
+    """What is between the page's markers, by name."""
     runs, errors, rates = (read(module.RESULTS) for module in (accuracy, gradient_error, start_rate))
     tested = dict.fromkeys(row["task"] for row in runs if row["part"] == "test")
     return {

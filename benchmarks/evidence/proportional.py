@@ -24,7 +24,7 @@ class Proportional(TwoPasses):
         at: Any = self.batches.state_dict()
         self.importance = None
         if at["epoch"] > 0:
-            # By random numbers of the step alone, so that nothing has to be saved for them.
+            # By random numbers that depend only on the step, so that nothing has to be saved for them.
             seed = (self.task.seed << 40) + (at["epoch"] << 20) + at["position"]
             generator = torch.Generator(index.device).manual_seed(seed)
             half = max(2, len(index) // 2)

@@ -2,7 +2,7 @@
 
 78,200 steps: three epochs of SAM, then 1,540 windows of 50. The norms of the PSF have no trend and fluctuate
 log-normally; "0.1" is the standard deviation of their logarithm. The mean of relative changes of such a
-series is above 0, so that the rate climbs. How fast depends on the fluctuation alone: what is asked is which
+series is above 0, so that the rate climbs. How fast depends only on the fluctuation: what is asked is which
 one gives as many second passes as the papers print. Counted, not timed: the same numbers everywhere.
 """
 

@@ -1,6 +1,6 @@
 """``python -m benchmarks.evidence.start_rate``: vSAM's rate after so many steps, by where it started.
 
-The controller alone, on norms that fluctuate and have no trend: log-normal, so that "0.2" is the standard
+Only the controller, on norms that fluctuate and have no trend: log-normal, so that "0.2" is the standard
 deviation of their logarithm. Counted, not timed: it gives the same numbers everywhere.
 """
 

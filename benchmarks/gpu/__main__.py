@@ -95,7 +95,7 @@ def main(
 ) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything together (default: 9)")
-    parser.add_argument("--only", choices=("checks", "timings"), help="after the build, these alone")
+    parser.add_argument("--only", choices=("checks", "timings"), help="after the build, only these")
     parser.add_argument("--output", type=Path, default=Path("build/gpu"), help="folder (default: build/gpu)")
     options = parser.parse_args(arguments)
     found: dict[str, Any] = machine.facts()

@@ -31,7 +31,7 @@ class Stage(NamedTuple):
 
     @property
     def in_parts(self) -> bool:
-        """Whether another process goes on where one has died."""
+        """Whether another process goes on if one has died."""
         return JOURNAL in self.command
 
 

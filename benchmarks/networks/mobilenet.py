@@ -1,4 +1,4 @@
-"""MobileNetV1 (arXiv 1704.04861): convolutions of each channel alone, and of 1x1 over all of them.
+"""MobileNetV1 (arXiv 1704.04861): convolutions of each channel by itself, and of 1x1 over all of them.
 
 The stem and both last blocks have stride 2, as the paper's table prints them, so that an image of 224 pixels
 ends at 4x4. The activation is ReLU6.

@@ -5,7 +5,7 @@ Columns of a case, all on the same tensors:
 - ``native``: the compiled kernel. The ratios are its.
 - ``eager``: the plain-PyTorch reference.
 - ``torch.compile``: that, compiled. It takes seconds per shape, so that not every size has it.
-- PyTorch's nearest calls, by their name; with "part: " before it where they do a part of the work alone.
+- PyTorch's nearest calls, by their name; with "part: " before it if they do only a part of the work.
 - ``copy``: a copy that moves as many bytes, the pace that memory allows.
 - on CUDA, ``graph``: the native call replayed from a CUDA graph, and ``launches`` counts what it starts.
 """
@@ -42,8 +42,8 @@ class Case:
         others: PyTorch's nearest calls, on the operator's arguments.
         target: how many times faster the native call should be on the CPU than the column ``against``.
         on_cuda: such a column, and how many times, on CUDA.
-        compiled: whether ``torch.compile`` of the reference is timed as well; not for lists on CUDA, where it
-            compiles a hundred kernels.
+        compiled: whether ``torch.compile`` of the reference is timed as well; not for lists on CUDA: for
+            them it compiles a hundred kernels.
         gated: whether CI holds its ratio (benchmarks/operators/gate.py).
         draws: whether it is about the operator with the draw of its noise, which the reference leaves to it.
     """
@@ -64,7 +64,7 @@ class Case:
         return f"{self.what}, {self.size}"
 
     def columns(self, device: str = "cpu", *, rivals: bool = True) -> Calls:
-        """What to call for each column; ``native`` and ``eager`` alone without ``rivals``."""
+        """What to call for each column; only ``native`` and ``eager`` without ``rivals``."""
         args, kwargs = self.arguments(device)
         name = self.what.split()[0]
         native, eager = getattr(ops, name), getattr(reference, name)
@@ -174,7 +174,7 @@ def weights(scores: Tensor, s_min: float, s_max: float) -> Tensor:
 
 
 def topk(scores: Tensor, k: int, *, noise: Tensor, **bounds: float) -> Tensor:
-    """The same choice, of such scores and where no two keys are equal: as fast as PyTorch's calls do it.
+    """The same choice, of such scores and if no two keys are equal: as fast as PyTorch's calls do it.
 
     Unlike the reference it waits for the device, to see how many there are.
     """
@@ -194,7 +194,7 @@ def randperm(position: Tensor, n: int, keys: list[int]) -> Tensor:
 
 
 def draw(scores: Tensor, k: int, **_: float) -> Tensor:
-    """The noise alone, which the operator and ``torch.multinomial`` both draw."""
+    """Only the noise, which the operator and ``torch.multinomial`` both draw."""
     return torch.empty_like(scores).exponential_()
 
 

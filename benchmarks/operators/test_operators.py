@@ -1,6 +1,6 @@
 """One operator, compared with earlier runs: `pytest benchmarks -k psf_reuse_`.
 
-pytest-benchmark picks the cases (-k), times the native kernel alone and compares it with earlier runs
+pytest-benchmark picks the cases (-k), times only the native kernel and compares it with earlier runs
 (--benchmark-compare). Each test's extra_info holds the ratios to the columns of cases.py, which
 take turns with it. `python -m benchmarks.operators` keeps those of all cases.
 """

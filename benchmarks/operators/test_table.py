@@ -1,6 +1,6 @@
 """What a step costs for tables of a thousand to a hundred million samples: `make bench`.
 
-Work and memory are the same for all. The time of a step grows where the table leaves the processor's caches,
+Work and memory are the same for all. The time of a step grows when the table leaves the processor's caches,
 as each of its 128 samples is then a read from memory.
 """
 
@@ -70,7 +70,7 @@ def _peak(n, sender):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("n", SIZES)
 def test_memory_beside_the_table(benchmark, n):
-    """Of a process of its own: peak after two blocks of the plan, less what it had with the table alone."""
+    """Of a process of its own: peak after two blocks of the plan, less what it had with only the table."""
     benchmark.group = f"memory beside the table: {2 * STEPS} planned steps with their updates"
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

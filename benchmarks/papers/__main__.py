@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--data", type=Path, default=Path("data"), help="folder with a folder per data set")
     run.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     run.add_argument(
-        "--speed", action="store_true", help="measure the speed column alone, of all methods, on made images"
+        "--speed", action="store_true", help="measure only the speed column, of all methods, on made images"
     )
     run.add_argument("--minutes", type=float, help="stop cleanly after so many")
     return p

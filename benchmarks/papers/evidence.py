@@ -118,7 +118,7 @@ def speed_table(lines: Sequence[Line]) -> str:
 
 
 def blocks() -> dict[str, str]:
-    """What stands between the page's markers, by name."""
+    """What is between the page's markers, by name."""
     lines = read(FASHION)
     return {
         "protocol": f"\n{protocol(lines)}\n\n",

@@ -15,7 +15,7 @@ Written down before anything was trained:
    MESA begin after the first epoch, and MESA's average is over as large a share of the run.
 3. Then each method is trained with the seeds 0, 1, 2, ..., all methods with a seed before the next one, and
    its accuracy on the 10,000 test images reported, after the last epoch and in the best one. The number of
-   seeds depends on the time alone. All rows are shown.
+   seeds depends only on the time. All rows are shown.
 
 The random half has a whole first epoch as AUSAM has; without it, it is a row too.
 """

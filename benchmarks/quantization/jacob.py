@@ -21,8 +21,8 @@ def fake_quantize(x: Tensor, low: Tensor, high: Tensor, levels: int = LEVELS) ->
 
     ``low`` and ``high`` (0-d) are moved to include 0; ``scale = (high - low) / (levels - 1)``, not below
     1e-8; ``zero = round(-low / scale)``; the values are ``(0 ... levels - 1 - zero) * scale``. The gradient
-    is 1 from the lowest to the highest of these values and 0 beyond: torch's operator alone would let it pass
-    for half a step more.
+    is 1 from the lowest to the highest of these values and 0 beyond: torch's operator by itself would let it
+    pass for half a step more.
     """
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     scale = ((high - low) / (levels - 1)).clamp(min=1e-8)

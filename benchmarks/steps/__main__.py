@@ -19,7 +19,7 @@ LAST = "PyramidNet-110"  # it takes as long as all others
 
 
 def settings(device: str, brief: bool = False) -> parts.Parts:
-    """Small networks; where there is a GPU those of the papers too, and each step as a CUDA graph.
+    """Small networks; if there is a GPU those of the papers too, and each step as a CUDA graph.
 
     ``brief``: fewer methods and rounds.
     """

@@ -19,9 +19,9 @@ from .. import parts
 from ..harness import Row, compare, row
 from ..networks import resnet18
 
-Columns = dict[str, tuple[Callable[[], object], int]]  # what to time, and how many steps it serves
+Columns = dict[str, tuple[Callable[[], object], int]]  # what to time, and for how many steps it is enough
 BATCH_SIZE = 128
-PLAN = 1 << 20  # samples that are planned in one call; fewer where there are not as many
+PLAN = 1 << 20  # samples that are planned in one call; fewer if there are not as many
 
 
 def of_passes(model: nn.Module) -> Columns:
@@ -87,7 +87,7 @@ def panel(what: str, unit: str, columns: dict[int, Columns], device: str) -> lis
 
 
 def slope(sizes: list[int], seconds: list[float]) -> float:
-    """Of the line that fits best in logarithms: 0 where the time stays, 1 where it grows in proportion."""
+    """Of the line that fits best in logarithms: 0 if the time stays, 1 if it grows in proportion."""
     x, y = [log(v) for v in sizes], [log(v) for v in seconds]
     x_mean, y_mean = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True))

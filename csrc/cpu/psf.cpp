@@ -13,7 +13,7 @@ struct Squares {
   double psf = 0, sgd = 0;
 };
 
-// psf = grad - psf; both squared norms in the same pass where asked for
+// psf = grad - psf; both squared norms in the same pass if asked for
 template <class T>
 AUSAM_SIMD Squares capture(T* psf, const T* grad, int64_t begin, int64_t end, bool norms) {
   using A = acc_t<T>;
@@ -91,7 +91,7 @@ double norm_of(const DenseList& list, const std::vector<Chunk>& chunks) {
 }
 
 // grads += scale * psf, with a scale that is multiplied by min(1, ||grads|| / limit). A scale of 0
-// touches nothing, also where psf is not finite.
+// touches nothing, even if psf is not finite.
 void psf_reuse_(std::vector<Tensor> grads, std::vector<Tensor> psf, const Tensor& scale,
                 std::optional<Tensor> limit) {
   check_floating(grads, "psf_reuse_: grads");

@@ -147,7 +147,7 @@ Tensor adlp_sample(const Tensor& total, const Tensor& count, const Tensor& index
       return sample(
           idx, e, k, s_min, s_max, [=](int64_t row, int64_t begin, int64_t end, float* score) {
             auto* at = i + row * n + begin;
-            // 0 / 0, which is NaN, where never visited
+            // 0 / 0, which is NaN, if never visited
             for (int64_t j = 0; j < end - begin; ++j)
               score[j] = is_outside(at[j], num_samples)
                              ? std::numeric_limits<float>::quiet_NaN()

@@ -1,4 +1,4 @@
-// subset_weights: how much a chosen sample stands for, given the keys of those not chosen.
+// subset_weights: how much a chosen sample weighs, given the keys of those not chosen.
 #include "../checks.h"
 #include "select.h"
 

@@ -37,7 +37,7 @@ struct Visits {
   __device__ void mark(int64_t i) const {
     if (tried) *const_cast<volatile uint8_t*>(tried + i * tried_stride) = 1;
   }
-  // The DLP in the dtype of the table; false where it is not finite and so not recorded.
+  // The DLP in the dtype of the table; false if it is not finite and so not recorded.
   __device__ bool dlp(int64_t j, T& d) const {
     d = dlp_of<T>(loss, perturbed, j);
     return d - d == 0;

@@ -78,7 +78,7 @@ __device__ bool aligned(const T*... p) {
   return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
 }
 
-// Calls f(width, i) until all elements are covered: 16 bytes at a time where the pointers allow it.
+// Calls f(width, i) until all elements are covered: 16 bytes at a time if the pointers allow it.
 template <class T, class F>
 __device__ void for_each_pack(int size, bool is_aligned, F f) {
   using Wide = Width<16 / sizeof(T)>;
@@ -116,7 +116,7 @@ __device__ inline double sum_of_block(double value) {
   return sum;
 }
 
-// By one block, in an order that depends on its size alone, for its first warp.
+// By one block, in an order that depends only on its size, for its first warp.
 __device__ inline double sum_of(const double* partial, int64_t n) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];

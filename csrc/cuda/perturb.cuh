@@ -5,8 +5,8 @@
 
 namespace ausam::cuda {
 
-// norm = sqrt(sum of sums), or `sums` itself where it is the norm already; scale = rho / (norm +
-// 1e-12), 0 where the norm is zero or not finite. One block.
+// norm = sqrt(sum of sums), or `sums` itself if it is the norm already; scale = rho / (norm +
+// 1e-12), 0 if the norm is zero or not finite. One block.
 template <class N>
 __global__ void finish_norm(const double* sums, int64_t n, bool is_norm, double rho, N* norm,
                             double* scale) {

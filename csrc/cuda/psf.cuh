@@ -36,14 +36,14 @@ __global__ void __launch_bounds__(kListThreads, kListBlocks)
   sgd_partial[blockIdx.x] = sgd_sum;
 }
 
-// scale *= min(1, norm / limit), with the norm from the parts of its square; whole where the limit
+// scale *= min(1, norm / limit), with the norm from the parts of its square; whole if the limit
 // is 0 or a value is not a number. One block.
 __global__ void bound(const double* sums, int64_t n, const double* limit, double* scale) {
   double share = sqrt(sum_of(sums, n)) / *limit;
   if (threadIdx.x == 0 && share < 1) *scale *= share;
 }
 
-// grad += scale * psf. A scale of 0 touches nothing, also where psf is not finite; `list`: grad,
+// grad += scale * psf. A scale of 0 touches nothing, even if psf is not finite; `list`: grad,
 // psf. Backwards, as ascend.
 template <class T, class A, class S>
 __global__ void __launch_bounds__(kListThreads, kListBlocks)

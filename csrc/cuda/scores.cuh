@@ -14,8 +14,8 @@ struct Scores {
   }
 };
 
-// ...or gathered as means over visits (Eq. 6): 0 / 0, which is NaN, where never visited, and 0
-// where no visit had a finite DLP.
+// ...or gathered as means over visits (Eq. 6): 0 / 0, which is NaN, if never visited, and 0
+// if no visit had a finite DLP.
 struct Means {
   Floats total;          // [num_samples], float32 or float64
   const int32_t* count;  // [num_samples], with a stride
@@ -44,7 +44,7 @@ constexpr float kMaxFloat = 3.402823466e+38f;
 __device__ inline float infinity() { return __int_as_float(0x7f800000); }
 
 struct Range {
-  float low, high;  // low > high where no score is finite
+  float low, high;  // low > high if no score is finite
   __device__ static Range none() { return {infinity(), -infinity()}; }
   __device__ void add(float score) {
     if (is_finite(score)) *this = {fminf(low, score), fmaxf(high, score)};

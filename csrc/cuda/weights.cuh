@@ -1,4 +1,4 @@
-// subset_weights: how much a chosen sample stands for, given the keys of those not chosen.
+// subset_weights: how much a chosen sample weighs, given the keys of those not chosen.
 //
 // One block takes a row of up to kWeighRow scores in one launch; several share a longer one, in
 // four:
@@ -35,7 +35,7 @@ struct Max {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// The weight of a sample whose chance is s, where t is the largest key that was not kept.
+// The weight of a sample whose chance is s, if t is the largest key that was not kept.
 __device__ inline float weight_for(float s, float t, float share) {
   float p = -expm1f(-(s / t));
   constexpr float kLeast = 8.673617379884035e-19f;  // 2^-60
