@@ -26,9 +26,10 @@ test-install: .venv/with-test .venv/installed
 	$(BIN)/pytest -m install -rP
 
 # Compiles the CUDA kernels for every architecture that nvcc knows; needs nvcc, and no GPU. Registers and occupancy
-# have to be those of tests/kernel_resources.txt, which `python tests/kernel_resources.py` writes anew.
+# have to be those of tests/cuda_build/kernel_resources.txt, which `python tests/cuda_build/kernel_resources.py`
+# writes anew.
 test-cuda-build: .venv/with-test .venv/installed
-	$(BIN)/pytest -m cuda_build -rP tests/test_cuda_build.py
+	$(BIN)/pytest -m cuda_build -rP tests/cuda_build
 
 # The operators' tests on the CPU kernels and on emulated CUDA kernels, with AddressSanitizer and
 # UndefinedBehaviorSanitizer.
@@ -47,7 +48,7 @@ gpu-accuracy:
 
 # The bridges to frameworks and their examples, with the released packages, in an environment of their own.
 test-frameworks: .venv-frameworks/ready
-	.venv-frameworks/bin/pytest tests/frameworks
+	.venv-frameworks/bin/pytest tests/integrations/frameworks
 
 # Every figure of benchmarks/results, and what is drawn from them: docs/benchmarks.md and bench-results/.
 bench: .venv/with-test .venv/installed

@@ -8,19 +8,22 @@ the CPU stands in for the GPU, to try the tests themselves.
 
 import os
 import socket
+import sys
 from functools import cache
 
 import pytest
 import torch
-from device_mode import DeviceKernels
-from emulation.build import build
+from device.mode import DeviceKernels
+from emulation.compiling import build
 from emulation.library import Library
 from emulation.mode import EmulatedKernels
-from helpers import OPERATOR_TESTS
+from helpers import ROOT
 from hypothesis import HealthCheck, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ausam_ext
+
+sys.path.append(str(ROOT))  # for `benchmarks`; last, so that ausam_ext is the installed package
 
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
 settings.register_profile(
@@ -62,11 +65,11 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    chosen, module = metafunc.config.getoption("--backend"), metafunc.module.__name__
+    chosen, file = metafunc.config.getoption("--backend"), metafunc.definition.path
     if "backend" in metafunc.fixturenames:
         names = ["reference"] if _FORCED else ["compiled", "reference"]
-        if not _FORCED and module in OPERATOR_TESTS:
-            names += list(EMULATED)[: 2 if module == "test_tensor_lists" else 1]
+        if not _FORCED and file.parent.name == "ops":
+            names += list(EMULATED)[: 2 if file.stem == "test_tensor_lists" else 1]
         metafunc.parametrize("backend", [chosen] if chosen else names, indirect=True)
     if "device" in metafunc.fixturenames:
         devices = ["cpu", *(["cuda"] if GPU else [])]
@@ -137,3 +140,18 @@ def dynamo_unharmed():
 
     yield
     constant.CONSTANT_VARIABLE_NONE.source = None
+
+
+@pytest.fixture(params=["float64", "bfloat16", "meta"])
+def default(request):
+    """A default that is not float32, or not the CPU."""
+
+    def begin():
+        if request.param == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(getattr(torch, request.param))
+
+    yield begin
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)

@@ -1,18 +1,12 @@
 """Inputs and comparisons that several test modules share."""
 
+from pathlib import Path
+
 import torch
 
+ROOT = Path(__file__).parents[1]
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TABLE = (torch.float32, torch.float64)
-OPERATOR_TESTS = {  # modules whose tests run on every kind of kernel
-    "test_sampling",
-    "test_subset_weights",
-    "test_statistics",
-    "test_permutation",
-    "test_tensor_lists",
-    "test_operator_contract",
-    "test_bad_input",
-}
 
 
 def exponential(*shape, seed=0):
@@ -80,3 +74,10 @@ def like(tensors, seed):
     out = [torch.randn(t.shape, generator=g, dtype=torch.float64).to(t.dtype) for t in tensors]
     out[5] = out[5].t().contiguous().t()
     return out
+
+
+def assert_unchanged(work, default):
+    """`work` makes what it is given on the CPU and in float32; its result is a state."""
+    expected = work()
+    default()
+    assert_same_state(work(), expected)

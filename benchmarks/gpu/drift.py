@@ -5,7 +5,8 @@ from functools import partial
 
 from .. import parts
 from ..harness import Row
-from ..operators.cases import CASES, measure
+from ..operators.case import measure
+from ..operators.cases import CASES
 
 CASE = next(case for case in CASES if str(case) == "psf_capture_, ResNet-50")
 

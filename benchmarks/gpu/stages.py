@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "build" / "peers"
-OPERATORS = ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input", "device_operators")
+NAMES = ("sampling", "statistics", "tensor_lists", "operator_contract", "bad_input")
+OPERATORS = [f"tests/ops/test_{name}.py" for name in NAMES]
+ON_DEVICE, GRAPHS = "tests/device/test_device_operators.py", "tests/device/test_device_graphs.py"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ERRORS_FOUND = 86  # the exit status that compute-sanitizer is asked for
 FEW_THREADS = {"OMP_NUM_THREADS": "2"}
@@ -47,10 +49,6 @@ def suite(name: str, each: int, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.{name}", *arguments, *options]
 
 
-def tests(*names: str) -> list[str]:
-    return [f"tests/test_{name}.py" for name in names]
-
-
 def sanitizer() -> str:
     """compute-sanitizer, on the PATH or beside nvcc."""
     nvcc = shutil.which("nvcc")
@@ -63,10 +61,9 @@ def sanitizer() -> str:
 def stages() -> list[Stage]:
     on_gpu = ("--backend=cuda", "-k", "cuda")
     # Left out: what needs other packages or a network, or builds.
-    others = ("demo", "benchmarks", "cuda_build", "emulation", "docs", "readme")
-    others += ("gpu_command", "gpu_suites")
-    folders = ("frameworks", "packaging", "papers")
-    whole = ["tests", *(f"--ignore=tests/{f}" for f in folders), *(f"--ignore={t}" for t in tests(*others))]
+    others = ("benchmarks", "cuda_build", "docs", "emulation", "packaging", "sanitized")
+    others += ("integrations/frameworks",)
+    whole = ["tests", *(f"--ignore=tests/{folder}" for folder in others), f"--ignore={GRAPHS}"]
     python = sys.executable
     return [
         Stage(
@@ -79,14 +76,13 @@ def stages() -> list[Stage]:
         Stage("live", [python, "-m", "benchmarks.gpu.live"], 90, essential=True),
         Stage(
             "tests",
-            [*pytest(*on_gpu, "--continue-on-collection-errors", each=90), *whole]
-            + [f"--ignore={t}" for t in tests("device_graphs")],
+            [*pytest(*on_gpu, "--continue-on-collection-errors", each=90), *whole],
             200,
             "checks",
             FEW_THREADS,
         ),
         # A capture that fails can spoil what follows: in a process of its own.
-        Stage("graphs", [*pytest(*on_gpu), *tests("device_graphs")], 90, "checks", FEW_THREADS),
+        Stage("graphs", [*pytest(*on_gpu), GRAPHS], 90, "checks", FEW_THREADS),
         Stage("begin", suite("gpu.drift", 30, "begin"), 60, "timings"),
         *(
             Stage(name, suite(module, each), seconds, "timings", leaves=FOR_THE_REPORT)
@@ -110,7 +106,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "no synchronisation",
-            [*pytest("--backend=cuda-no-sync", "-k", "cuda"), *tests(*OPERATORS[:-1])],
+            [*pytest("--backend=cuda-no-sync", "-k", "cuda"), *OPERATORS],
             90,
             "checks",
             FEW_THREADS,
@@ -125,7 +121,8 @@ def stages() -> list[Stage]:
                     *(["--report-api-errors", "no"] if tool == "memcheck" else []),
                     # opcheck and streams need torch's allocator, and no kernel of ours more than the others.
                     *pytest("--backend=cuda", "-k", "cuda and not opcheck and not current_stream", each=120),
-                    *tests(*OPERATORS),
+                    *OPERATORS,
+                    ON_DEVICE,
                 ],
                 300,
                 "checks",

@@ -5,7 +5,8 @@ from functools import partial
 
 from .. import parts
 from ..harness import Row
-from .cases import CASES, Case, measure
+from .case import Case, measure
+from .cases import CASES
 
 
 def row(case: Case, device: str, seconds: float) -> list[Row]:

@@ -18,7 +18,8 @@ import torch
 import ausam_ext
 
 from ..harness import RESULTS, compare
-from .cases import CASES, Case
+from .case import Case
+from .cases import CASES
 
 RECORDED = RESULTS / "gate.json"
 SHARE = 0.75  # of the recorded ratio that must be reached

@@ -10,7 +10,8 @@ import torch
 
 import ausam_ext
 
-from .cases import CASES, measure
+from .case import measure
+from .cases import CASES
 
 DEVICES = [name for name in ("cpu", "cuda") if name == "cpu" or torch.cuda.is_available()]
 

@@ -2,7 +2,7 @@
 
 import torch
 from helpers import same_bits
-from test_sam import batch, closure_of
+from networks import batch, closure_of
 
 from ausam_ext.baselines import AESAM, LookSAM, PeriodicSAM, RandomizedSAM
 

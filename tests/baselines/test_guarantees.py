@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from baselines.flat import gradient
 from baselines.methods import METHODS
 from helpers import assert_same_state, same_bits
-from test_sam import assert_untouched, batch, closure_of, mlp, snapshot
+from networks import assert_untouched, batch, closure_of, mlp, snapshot
 from torch import nn
 
 from ausam_ext.integrations import SAMOptimizer

@@ -6,7 +6,7 @@ from baselines.flat import Flat, gradient, weights
 from baselines.selecting import Losses, away, largest, parabolas, spread
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sam import batch, mlp
+from networks import batch, mlp
 
 from ausam_ext.baselines import KSAM
 

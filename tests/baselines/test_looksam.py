@@ -4,7 +4,7 @@ import pytest
 import torch
 from baselines.flat import Flat, Linear, Quadratic, gradient, weights
 from baselines.methods import equal, run
-from test_sam import batch, closure_of, mlp
+from networks import batch, closure_of, mlp
 
 from ausam_ext import SAM
 from ausam_ext.baselines import LookSAM, PeriodicSAM

@@ -1,79 +1,17 @@
 """MESA: the network is held to what the average of its weights says."""
 
 import copy
-from itertools import chain
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_same_state, same_bits
+from baselines.averaged import CLASSES, Network, batch, start, state_of, tensors, train
+from helpers import assert_same_state
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from ausam_ext.baselines import MESA
-
-CLASSES = 4
-
-
-class Network(nn.Module):
-    """Running statistics, dropout, buffers of whole numbers and one that a state leaves out."""
-
-    def __init__(self, seed=0, plain=False):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, CLASSES)
-        self.between = nn.Tanh() if plain else nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3))
-        self.register_buffer("order", torch.arange(1000))
-        self.register_buffer("mask", torch.ones(8, dtype=torch.bool))
-        self.register_buffer("seen", torch.zeros(6), persistent=False)
-        self.double()
-
-    def forward(self, x):
-        if self.training:
-            self.seen = x.mean(0)
-        return self.last(self.between(self.first(x)) * self.mask)
-
-
-def batch(step, n=10):
-    g = torch.Generator().manual_seed(step)
-    return torch.randn(n, 6, generator=g, dtype=torch.float64), torch.randint(0, CLASSES, (n,), generator=g)
-
-
-def train(run, steps, each=None):
-    """Trains ``(network, optimizer, MESA or None, step)`` for so many steps of four in an epoch."""
-    net, optimizer, mesa, begun = run
-    for step in range(begun, begun + steps):
-        x, y = batch(step)
-        torch.manual_seed(step)  # of the dropout
-        optimizer.zero_grad()
-        logits = net(x)
-        loss = F.cross_entropy(logits, y)
-        if mesa is not None:
-            mesa.set_epoch(step // 4)
-            loss = loss + mesa.penalty(logits, x)
-        loss.backward()
-        optimizer.step()
-        if mesa is not None:
-            mesa.update()
-        if each is not None:
-            each()
-    return net, optimizer, mesa, begun + steps
-
-
-def start(options=None, **kind):
-    """With MESA unless the options are None."""
-    net = Network(**kind)
-    mesa = None if options is None else MESA(net, **{"decay": 0.9, "start_epoch": -1, **options})
-    return net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), mesa, 0
-
-
-def state_of(run):
-    return run[0].state_dict(), run[1].state_dict()
-
-
-def tensors(net):
-    return {name: t.detach().clone() for name, t in chain(net.named_parameters(), net.named_buffers())}
 
 
 def test_worked_value():
@@ -243,77 +181,3 @@ def test_what_ddp_wraps_is_averaged(free_port):
         del wrapped
     finally:
         torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"lam": -1}, ValueError, "lam: expected a finite number not below 0, got -1"),
-        ({"tau": 0}, ValueError, "tau: expected a finite number above 0, got 0"),
-        ({"decay": 1.1}, ValueError, "decay: expected a number from 0 to 1, got 1.1"),
-        ({"decay": "0.9"}, TypeError, "decay: expected a number"),
-        ({"start_epoch": 1.5}, TypeError, "start_epoch: expected an integer"),
-    ],
-)
-def test_bad_settings(options, error, message):
-    with pytest.raises(error, match=message):
-        MESA(nn.Linear(1, 2), **options)
-
-
-@pytest.mark.parametrize("model", [None, [nn.Linear(1, 2)], [torch.ones(2)]])
-def test_bad_models(model):
-    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got"):
-        MESA(model)
-
-
-def test_logits_that_do_not_fit():
-    net, _, mesa, _ = start({})
-    x, _ = batch(0)
-    for logits, error, message in (
-        (None, TypeError, "logits: expected a tensor"),
-        (net(x).long(), TypeError, "logits: expected a tensor of float32"),
-        (net(x)[0], ValueError, r"logits: expected 2 dimension\(s\), got shape \(4,\)"),
-        (net(x)[:3], ValueError, r"model\(\*inputs\): expected the shape of logits, \(3, 4\), got \(10, 4\)"),
-    ):
-        with pytest.raises(error, match=message):
-            mesa.penalty(logits, x)
-    several = MESA(nn.LSTM(6, 4).double(), start_epoch=-1)
-    with pytest.raises(TypeError, match=r"model\(\*inputs\): expected a tensor"):
-        several.penalty(net(x), x)
-
-
-@pytest.mark.parametrize("change", ["parameter", "buffer", "shape"])
-def test_a_model_that_got_other_tensors(change):
-    net, _, mesa, _ = train(start({}), 3)
-    before = copy.deepcopy(mesa.state_dict())
-    if change == "parameter":
-        net.more = nn.Linear(2, 2)
-    elif change == "buffer":
-        net.register_buffer("more", torch.ones(2))
-    else:
-        net.seen = torch.ones(7)
-    with pytest.raises(RuntimeError, match=r"update\(\): the model has other parameters or buffers"):
-        mesa.update()
-    assert_same_state(mesa.state_dict(), before)
-
-
-def test_a_state_that_does_not_fit_changes_nothing():
-    mesa, good = train(start({}), 3)[2], start({})[2].state_dict()
-    before, tensors = copy.deepcopy(mesa.state_dict()), good["averaged"]
-    weight = "module.last.weight"
-    for change, error, message in (
-        ({"version": 9}, ValueError, "version: expected 1, got 9"),
-        ({"method": "SAF"}, ValueError, "method: expected MESA, got a state of SAF"),
-        ({"epoch": None}, TypeError, "epoch: expected an integer"),
-        ({"averaged": {weight: tensors[weight]}}, KeyError, "module.first.weight"),
-        (
-            {"averaged": {**tensors, weight: torch.ones(3)}},
-            TypeError,
-            f"{weight}: expected a tensor of float64",
-        ),
-        ({"averaged": {**tensors, weight: tensors[weight][1:]}}, ValueError, f"{weight}: expected the shape"),
-    ):
-        with pytest.raises(error, match=message):
-            mesa.load_state_dict({**good, **change})
-        assert_same_state(mesa.state_dict(), before)
-    assert same_bits(mesa.state_dict()["averaged"][weight], mesa.averaged.module.last.weight)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from distributed import one_pass
 from distributed.processes import assert_passed, checks, start
-from test_defaults_of_torch import assert_unchanged, default  # noqa: F401
+from helpers import assert_unchanged
 from torch import nn
 
 from ausam_ext.baselines import MESA, SAF, MomentumSAM
@@ -52,7 +52,7 @@ def train(method):
 
 
 @pytest.mark.parametrize("method", ["SAF", "MESA", "MomentumSAM"])
-def test_defaults_of_torch(default, backend, method):  # noqa: F811
+def test_defaults_of_torch(default, backend, method):
     assert_unchanged(lambda: train(method), default)
 
 

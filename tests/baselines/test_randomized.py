@@ -6,7 +6,7 @@ import pytest
 import torch
 from baselines.flat import Flat, Linear, Quadratic, weights
 from baselines.methods import equal, run
-from test_sam import batch, mlp
+from networks import batch, mlp
 
 from ausam_ext import SAM
 from ausam_ext.baselines import RandomizedSAM

@@ -5,9 +5,9 @@ import copy
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from distributed.ddp import METHODS, K, share, whole
 from distributed.fsdp import odd_network, sharded
 from distributed.processes import here
+from distributed.training import METHODS, K, share, whole
 from helpers import assert_same_state
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 

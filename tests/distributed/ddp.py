@@ -7,52 +7,25 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from distributed.processes import assert_same_everywhere, gathered, here
-from test_sam import TwoHeads, mlp, sam_gradient_float64
+from distributed.training import (
+    METHODS,
+    K,
+    assert_equal_weights,
+    assert_equals_one_process,
+    closure_of,
+    counting,
+    overflowing,
+    share,
+    train,
+    whole,
+    wrapped,
+)
+from networks import TwoHeads, mlp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, TensorDataset
 
 from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
-
-K = 5  # samples of each process in a batch
-VSAM_OPTIONS = {
-    "warmup_steps": 4,
-    "window": 6,
-    "slices": 2,
-    "initial_samples": 2,
-    "alpha": 0.5,
-    "norm_params": 3,
-}
-METHODS = {
-    "SAM": lambda m, **options: SAM(m, 0.3, **options),
-    "adaptive SAM": lambda m, **options: SAM(m, 0.5, adaptive=True, **options),
-    "VSAM": lambda m, **options: VSAM(m, 0.3, **VSAM_OPTIONS, **options),
-}
-
-
-def wrapped(model, **options):
-    return DDP(copy.deepcopy(model).to(here()), **options)
-
-
-def whole(step, size=None):
-    """The batch of all processes together."""
-    size, g = size or K * dist.get_world_size(), torch.Generator().manual_seed(step)
-    x = torch.randn(size, 6, generator=g, dtype=torch.float64)
-    return x.to(here()), torch.randint(0, 3, (size,), generator=g).to(here())
-
-
-def share(x, y):
-    return x[dist.get_rank() :: dist.get_world_size()], y[dist.get_rank() :: dist.get_world_size()]
-
-
-def closure_of(model, x, y, *forward):
-    def closure():
-        model.zero_grad()
-        loss = F.cross_entropy(model(x, *forward), y, reduction="none")
-        loss.mean().backward()
-        return loss
-
-    return closure
 
 
 def closure_of_parts(model, parts):
@@ -63,22 +36,6 @@ def closure_of_parts(model, parts):
         model.zero_grad()
         loss = sum(F.cross_entropy(model(*args), y) for args, y in filter(None, parts)) / len(parts)
         loss.backward()
-        return loss
-
-    return closure
-
-
-def overflowing(model, x, y, scaler, bad_pass):
-    """A closure whose loss is infinite in that pass; in none if it is None."""
-    passes = []
-
-    def closure():
-        model.zero_grad()
-        loss = F.cross_entropy(model(x.float()), y)
-        if len(passes) == bad_pass:
-            loss = loss * float("inf")
-        passes.append(loss)
-        scaler.scale(loss).backward()
         return loss
 
     return closure
@@ -97,34 +54,6 @@ def accumulating(model, x, y):
         return loss
 
     return closure
-
-
-def train(model, method, batches, optimizer=None):
-    """Returns for each step whether it took the second pass."""
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-    sampled = []
-    for x, y in batches:
-        _, loss_perturbed = method.backward(closure_of(model, x, y))
-        sampled.append(loss_perturbed is not None)
-        optimizer.step()
-    return sampled
-
-
-def assert_equal_weights(model, reference, tolerance=1e-11):
-    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(p.detach(), q.detach(), rtol=tolerance, atol=tolerance)
-
-
-def assert_equals_one_process(make, model=None, steps=20, **ddp_options):
-    model = model or mlp(torch.float64)
-    one = copy.deepcopy(model).to(here())
-    many = wrapped(model, **ddp_options)
-    sampled = train(many, make(many), [share(*whole(step)) for step in range(steps)])
-    assert train(one, make(one), [whole(step) for step in range(steps)]) == sampled
-    assert gathered(sampled) == [sampled] * dist.get_world_size()
-    assert_same_everywhere([*many.parameters(), *(p.grad for p in many.parameters())])
-    assert_equal_weights(many, one)
-    return sampled
 
 
 def check_sam_equals_one_process(folder):
@@ -190,69 +119,11 @@ def check_ausam_without_a_choice_equals_one_process(folder):
         torch.testing.assert_close(adlp.total, one_adlp.total, rtol=0, atol=2**-9)  # rounded to 2^-10 each
 
 
-def counting(model):
-    """Counts how often a gradient is reduced over the processes; the model fits into one bucket."""
-    count = []
-
-    def hook(state, bucket):
-        count.append(bucket.index())
-        tensor = bucket.buffer().div_(dist.get_world_size())
-        return dist.all_reduce(tensor, async_op=True).get_future().then(lambda f: f.value()[0])
-
-    model.register_comm_hook(None, hook)
-    return count
-
-
-def check_each_process_may_perturb_by_its_own_gradient(folder):
-    for adaptive in (False, True):
-        start, (x, y) = mlp(torch.float64), share(*whole(1))
-        implicit, explicit, both = wrapped(start), wrapped(start), wrapped(start)
-        counts = [counting(m) for m in (implicit, explicit, both)]
-        SAM(implicit, 0.5, adaptive=adaptive).backward(closure_of(implicit, x, y), per_process=True)
-
-        with explicit.no_sync():  # the forward pass too
-            F.cross_entropy(explicit(x), y).backward()
-        with SAM(explicit, 0.5, adaptive=adaptive).perturbed():
-            F.cross_entropy(explicit(x), y).backward()
-
-        SAM(both, 0.5, adaptive=adaptive).backward(closure_of(both, x, y))
-        assert list(map(len, counts)) == [1, 1, 2]
-
-        mine = sam_gradient_float64(start.to(here()), x, y, 0.5, adaptive)
-        exact = sum(g.to(here()) for g in gathered(mine.cpu())) / dist.get_world_size()
-        got = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (implicit, explicit, both)]
-        torch.testing.assert_close(got[0], exact, rtol=1e-11, atol=1e-13)
-        assert torch.equal(got[0], got[1])
-        assert (got[2] - exact).norm() > 1e-4 * exact.norm()  # another thing than the global perturbation
-        assert_same_everywhere(got)
-
-
 def check_options_of_the_wrapper(folder):
     for method in ("SAM", "VSAM"):
         assert_equals_one_process(METHODS[method], gradient_as_bucket_view=True)
         assert_equals_one_process(METHODS[method], static_graph=True)
         assert_equals_one_process(METHODS[method], bucket_cap_mb=1e-4)
-
-
-def check_per_process_with_options_of_the_wrapper(folder):
-    results = []
-    for options in ({}, {"gradient_as_bucket_view": True}, {"bucket_cap_mb": 1e-4}):
-        model = wrapped(mlp(torch.float64), **options)
-        sam, optimizer = SAM(model, 0.5), torch.optim.SGD(model.parameters(), lr=0.1)
-        for step in range(5):
-            sam.backward(closure_of(model, *share(*whole(step))), per_process=True)
-            optimizer.step()
-        assert_same_everywhere(model.parameters())
-        results.append(model)
-    for other in results[1:]:
-        assert_equal_weights(other, results[0])
-
-
-def check_per_process_is_refused_for_a_static_graph(folder):
-    model = wrapped(mlp(torch.float64), static_graph=True)
-    with pytest.raises(ValueError, match="per_process: expected static_graph=False"):
-        SAM(model).backward(closure_of(model, *share(*whole(0))), per_process=True)
-    assert all(p.grad is None for p in model.parameters())
 
 
 def check_unused_parameters(folder):

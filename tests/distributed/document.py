@@ -1,15 +1,15 @@
 """Runs the code of docs/distributed.md: each of its blocks, one after the other, in every process."""
 
 import re
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from distributed.processes import assert_same_everywhere
+from helpers import ROOT
 
 from ausam_ext import SAM
 
-DOCUMENT = Path(__file__).parents[2] / "docs/distributed.md"
+DOCUMENT = ROOT / "docs/distributed.md"
 
 
 def check_code(folder):

@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from distributed.ddp import METHODS, closure_of, share, whole, wrapped
 from distributed.fsdp import sharded
 from distributed.processes import group
-from test_sam import mlp
+from distributed.training import METHODS, closure_of, share, whole, wrapped
+from networks import mlp
 from torch.distributed.tensor import DTensor
 
 from ausam_ext import ADLP

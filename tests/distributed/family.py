@@ -3,17 +3,17 @@
 import pytest
 import torch
 from baselines.methods import METHODS
-from distributed import ddp, fsdp
-from distributed.ddp import closure_of, share, train, whole, wrapped
+from distributed import fsdp
 from distributed.processes import here
-from test_sam import mlp
+from distributed.training import assert_equals_one_process, closure_of, share, train, whole, wrapped
+from networks import mlp
 
 from ausam_ext.baselines import AESAM, RandomizedSAM
 
 
 def check_ddp_equals_one_process(folder):
     for name, make in METHODS.items():
-        sampled = ddp.assert_equals_one_process(make)
+        sampled = assert_equals_one_process(make)
         assert 2 < sum(sampled) < 20, name
 
 

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from distributed.ddp import METHODS, K, closure_of, overflowing, share, train, whole
 from distributed.processes import gathered, here
+from distributed.training import METHODS, K, closure_of, overflowing, share, train, whole
 from helpers import same_bits
-from test_sam import mlp
+from networks import mlp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh

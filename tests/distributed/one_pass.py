@@ -5,10 +5,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from distributed import fsdp
-from distributed.ddp import K, assert_equal_weights, share, whole, wrapped
 from distributed.fsdp import odd_network, sharded
 from distributed.processes import assert_same_everywhere, here
-from test_sam import mlp
+from distributed.training import K, assert_equal_weights, share, whole, wrapped
+from networks import mlp
 from torch.utils.data import DistributedSampler
 
 from ausam_ext.baselines import MESA, SAF, MomentumSAM

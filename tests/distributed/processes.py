@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 TESTS = Path(__file__).parents[1]
+SETTINGS = [(2, "cpu"), (4, "cpu")] + [(n, "cuda") for n in (2, 4) if torch.cuda.device_count() >= n]
 TIMEOUT = timedelta(seconds=30)  # of a group's operations; a check may make a group with a shorter one
 
 

@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from baselines.flat import Flat
 from baselines.selecting import METHODS, Losses, away, largest, spread
-from distributed.ddp import share, whole, wrapped
 from distributed.fsdp import sharded
 from distributed.processes import assert_same_everywhere, gathered, here
+from distributed.training import share, whole, wrapped
 from helpers import assert_same_state
-from test_sam import mlp
+from networks import mlp
 from torch import nn
 from torch.distributed.tensor import DTensor
 
