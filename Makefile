@@ -60,13 +60,14 @@ bench: .venv/with-test .venv/installed
 	-$(BIN)/python -m benchmarks.steps.peers  # installs them from PyPI, into build/peers
 	$(BIN)/python -m benchmarks.report
 
-# What docs/choosing.md says: goes on where it was stopped, and takes three quarters of an hour of one core from nothing.
+# What docs/choosing.md and docs/measurements.md say: goes on if it was stopped, and takes an hour of one core from nothing.
 evidence: .venv/with-test .venv/installed
 	$(BIN)/python -m benchmarks.evidence.start_rate
 	$(BIN)/python -m benchmarks.evidence.ramp
 	$(BIN)/python -m benchmarks.evidence.bounded
 	$(BIN)/python -m benchmarks.evidence.gradient_error
 	$(BIN)/python -m benchmarks.evidence.accuracy
+	$(BIN)/python -m benchmarks.evidence.rho
 	$(BIN)/python -m benchmarks.evidence.choosing
 
 # Every table of both papers from small made files: half an hour of one core, and nothing about accuracy.

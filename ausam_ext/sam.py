@@ -58,8 +58,8 @@ class SAM:
             weights. All their trained weights get only the gradient of the second pass. Parameters are
             looked up once, here; a model that gets others needs a new one.
         rho: radius of the perturbation, in units of the weights, not below 0.
-        adaptive: ASAM's perturbation, relative to the size of each weight; use a ``rho`` about ten times as
-            large.
+        adaptive: ASAM's perturbation, relative to the size of each weight; use a ``rho`` ten to forty
+            times as large.
         params: the parameters that are perturbed, over which the norm goes, such as those of some layers;
             all if None. Those with ``requires_grad=False`` are not, as long as they have it.
         maximize: look at ``w - epsilon``: for an optimizer with ``maximize=True``.

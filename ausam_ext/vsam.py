@@ -36,12 +36,14 @@ class VSAM(ReusingSAM):
     and progress and raises ``ValueError`` in every process if they differ. Once per ``window`` iterations the
     norms are fetched from the device; nothing else is synchronised.
 
+    The PSF is of ``params``; the other weights get their own gradient in steps with one pass. With a
+    ``scaler``, call its ``unscale_`` after :meth:`reuse_`; the PSF is kept unscaled, and one that overflowed
+    is not reused. The rate moves by a few percent in a window of 50 iterations; with ``alpha=0`` it stays as
+    it is.
+
     Args:
-        model, rho, params, maximize, groups, scaler: as for :class:`SAM`. The PSF is of ``params``; the other
-            weights get their own gradient in steps with one pass. With a ``scaler``, call its ``unscale_``
-            after :meth:`reuse_`; the PSF is kept unscaled, and one that overflowed is not reused.
-        alpha, window, slices, max_rate, initial_samples: as for :class:`RateController`. The rate moves by a
-            few percent in a window of 50 iterations; with ``alpha=0`` it stays as it is.
+        model, rho, params, maximize, groups, scaler: as for :class:`SAM`.
+        alpha, window, slices, max_rate, initial_samples: as for :class:`RateController`.
         initial_rate: the rate to start from, in place of ``initial_samples = initial_rate * window``. The
             papers' runs have 0.3 to 0.43 on average, which the default does not reach within thousands of
             iterations; runs of fewer than 20,000 are best at 0.34 with ``alpha=0``.

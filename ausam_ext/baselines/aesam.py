@@ -35,12 +35,12 @@ class AESAM(ScheduledSAM):
     """Takes the second pass if the gradient is large for its recent past.
 
     :meth:`decide` looks at the gradient of the first pass: call it after ``backward()``, and clip after the
-    iteration's last pass. It fetches one number from the device. With several processes that gradient is
-    already averaged, so that all decide alike. A norm that is not finite takes no second pass and leaves
-    mean and variance as they are; with a ``scaler``, the norm is unscaled.
+    iteration's last pass. It fetches one number from the device, the norm over ``params``. With several
+    processes that gradient is already averaged, so that all decide alike. A norm that is not finite takes no
+    second pass and leaves mean and variance as they are; with a ``scaler``, the norm is unscaled.
 
     Args:
-        model, rho, options: as for :class:`ausam_ext.SAM`. The norm goes over ``params``.
+        model, rho, options: as for :class:`ausam_ext.SAM`.
         total_steps: ``T``, the iterations of the run; later ones decide as the last.
         decay: ``d``, from 0 to below 1.
         lambda1, lambda2: ``c`` at the end and at the start.

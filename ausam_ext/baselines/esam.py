@@ -39,10 +39,10 @@ class ESAM(SelectingSAM):
 
     For the form of a step see :class:`SelectingSAM`. Processes that train one model draw alike, which is
     compared; they compute all gradients, so that the draw saves them no time. Activation checkpoints need
-    ``use_reentrant=False``.
+    ``use_reentrant=False``. With ``maximize``, C has the samples whose losses fall most.
 
     Args:
-        model, rho, options: as for :class:`SAM`. With ``maximize``, C has the samples whose losses fall most.
+        model, rho, options: as for :class:`SAM`.
         beta: probability of each tensor to be perturbed, above 0 and at most 1. If none is, ``e`` is 0.
         gamma: share of the samples in C, above 0 and at most 1. With ``beta = gamma = 1`` this is SAM.
         seed: of the draws.

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 class KSAM(SelectingSAM):
     """SAM on the samples of each batch that have the largest losses; see :class:`SelectingSAM` for its form.
 
-    Running statistics and the like are afterwards what the pass on the whole batch made them.
+    With ``maximize`` it chooses those with the smallest losses. Running statistics are afterwards what the
+    pass on the whole batch made them, and so is all else that it changes in the modules.
 
     Args:
-        model, rho, options: as for :class:`SAM`. With ``maximize=True`` the samples with the smallest losses
-            are chosen.
+        model, rho, options: as for :class:`SAM`.
         k_ratio: share of the samples that both passes run on, above 0 and at most 1; of a batch of K
             ``max(min(2, K), floor(k_ratio * K + 1e-6))``. With 1 the gradient is SAM's.
     """

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 
 class LookSAM(ReusingSAM):
-    """Takes the second pass in every ``every``-th iteration, and reuses ``g_v`` in the others.
+    """Takes the second pass in every ``every``-th iteration, reuses ``g_v`` in the others.
+
+    ``g_v`` is of ``params``.
 
     Args:
-        model, rho, options: as for :class:`ausam_ext.SAM`. ``g_v`` is of ``params``.
+        model, rho, options: as for :class:`ausam_ext.SAM`.
         every: ``k``, from 1 (SAM).
         alpha: length of what is reused, in that of the gradient, from 0 (:class:`PeriodicSAM`).
     """

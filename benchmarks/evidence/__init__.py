@@ -1,1 +1,1 @@
-"""What docs/choosing.md and docs/evidence.md say, measured on small networks."""
+"""What docs/choosing.md and docs/measurements.md say, measured on small networks."""

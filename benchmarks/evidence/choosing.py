@@ -1,4 +1,4 @@
-"""``python -m benchmarks.evidence.choosing``: fills docs/choosing.md from results/evidence."""
+"""``python -m benchmarks.evidence.choosing``: fills docs/choosing.md and docs/measurements.md."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,17 +6,18 @@ from pathlib import Path
 
 from ..markdown import filled
 from ..spread import standard_errors
-from . import accuracy, bounded, gradient_error, ramp, start_rate
+from . import accuracy, bounded, gradient_error, ramp, rho, start_rate
 from .rows import Row, difference, read
 
-PAGE = Path(__file__).parents[2] / "docs/choosing.md"
+PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("choosing.md", "measurements.md")]
 
 
 def blocks() -> dict[str, str]:
-    """What is between the page's markers, by name."""
+    """What is between the pages' markers, by name."""
     runs, errors, rates = (read(module.RESULTS) for module in (accuracy, gradient_error, start_rate))
     tested = dict.fromkeys(row["task"] for row in runs if row["part"] == "test")
     return {
+        "rho": "\n" + rho.table(read(rho.RESULTS)) + "\n",
         "rates": "\n" + start_rate.table(rates) + "\n",
         "ramp": "\n" + ramp.table(read(ramp.RESULTS)) + "\n",
         "bounded": "\n" + bounded.table(read(bounded.RESULTS)) + "\n",
@@ -34,8 +35,8 @@ def seeds(rows: Sequence[Row], task: str) -> str:
     of = [row for row in rows if row["part"] == "test" and row["task"] == task]
     counts = sorted({len(row["seeds"]) for row in of})
     many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    epochs, rate, rho = (of[0][name] for name in ("epochs", "learning_rate", "rho"))
-    return f"{many} seeds, {epochs} epochs, learning rate {rate:g}, rho {rho:g}"
+    epochs, rate, radius = (of[0][name] for name in ("epochs", "learning_rate", "rho"))
+    return f"{many} seeds, {epochs} epochs, learning rate {rate:g}, rho {radius:g}"
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -60,4 +61,5 @@ def _titled(tables: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
