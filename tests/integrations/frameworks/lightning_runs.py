@@ -14,7 +14,8 @@ from ausam_ext import SAM, VSAM
 from ausam_ext.baselines import AESAM, LookSAM
 from ausam_ext.schedule import ScheduledSAM
 
-pytestmark = [
+# What Lightning warns of in runs as short as these.
+IGNORED = [
     pytest.mark.filterwarnings(f"ignore:{message}")
     for message in (
         ".*does not have many workers",

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_same_state, same_bits
 from integrations.frameworks.lightning_runs import (
+    IGNORED,
     METHODS,
     Net,
     OldNet,
@@ -20,6 +21,8 @@ from torch.utils.data import DataLoader
 
 from ausam_ext.integrations import SAMOptimizer
 from ausam_ext.integrations.lightning import SAMCallback
+
+pytestmark = IGNORED
 
 
 def test_the_documented_example(example, accuracy):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_same_state
 from integrations.frameworks.lightning_runs import (
+    IGNORED,
     METHODS,
     Indexed,
     digits,
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, StackDataset
 
 from ausam_ext import ADLP, AUSAMBatchSampler
 from ausam_ext.integrations.lightning import IndexedLoader, SAMCallback
+
+pytestmark = IGNORED
 
 
 def ausam(tmp_path, method="VSAM", accumulate=1, **options):

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from integrations.frameworks.lightning_runs import (
+    IGNORED,
     METHODS,
     Net,
     digits,
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader
 from ausam_ext import ADLP, SAM, VSAM, AUSAMBatchSampler
 from ausam_ext.integrations import SAMOptimizer
 from ausam_ext.integrations.lightning import IndexedLoader, SAMCallback
+
+pytestmark = IGNORED
 
 
 class TakesItsBatches(Net):

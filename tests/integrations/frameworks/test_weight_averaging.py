@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_same_state
 from integrations.frameworks.lightning_runs import (
+    IGNORED,
     METHODS,
     Indexed,
     Net,
     digits,
     fit,
-    pytestmark,  # noqa: F401
     written_out,
 )
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 
 from ausam_ext import ADLP, AUSAMBatchSampler
 from ausam_ext.integrations.lightning import IndexedLoader, SAMCallback
+
+pytestmark = IGNORED
 
 
 class Counting(Net):
