@@ -46,9 +46,9 @@ gpu:
 gpu-accuracy:
 	$(PYTHON) -m benchmarks.gpu.accuracy --data "$(DATA)" --minutes $(or $(MINUTES),9)
 
-# The bridges to frameworks and their examples, with the released packages, in an environment of their own.
+# The bridges to frameworks, and examples/, with the released packages, in an environment of their own.
 test-frameworks: .venv-frameworks/ready
-	.venv-frameworks/bin/pytest tests/integrations/frameworks
+	.venv-frameworks/bin/pytest tests/integrations/frameworks tests/examples
 
 # Every figure of benchmarks/results, and what is drawn from them: docs/benchmarks.md and bench-results/.
 bench: .venv/with-test .venv/installed
