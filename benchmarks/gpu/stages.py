@@ -62,7 +62,7 @@ def stages() -> list[Stage]:
     on_gpu = ("--backend=cuda", "-k", "cuda")
     # Left out: what needs other packages or a network, or builds.
     others = ("benchmarks", "cuda_build", "docs", "emulation", "packaging", "sanitized")
-    others += ("integrations/frameworks",)
+    others += ("examples", "integrations/frameworks")
     whole = ["tests", *(f"--ignore=tests/{folder}" for folder in others), f"--ignore={GRAPHS}"]
     python = sys.executable
     return [

@@ -22,10 +22,10 @@ ROWS = rows.read(accuracy.RESULTS)
 STARTS = ("rate 0.34", "default")  # of vSAM
 
 
-def test_the_page_shows_the_committed_figures():
-    page = choosing.PAGE.read_text(encoding="utf-8")
-    assert page == choosing.filled(page, choosing.blocks())
-    assert page.count("<!-- end -->") == len(choosing.blocks())
+def test_the_pages_show_the_committed_figures():
+    pages = [page.read_text(encoding="utf-8") for page in choosing.PAGES]
+    assert pages == [choosing.filled(page, choosing.blocks()) for page in pages]
+    assert sum(page.count("<!-- end -->") for page in pages) == len(choosing.blocks())
 
 
 @pytest.mark.parametrize("task", accuracy.NAMES)

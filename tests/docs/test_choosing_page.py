@@ -2,18 +2,14 @@
 
 import json
 import re
-import sys
 from ast import literal_eval
 from inspect import Parameter, signature
-from pathlib import Path
 from statistics import mean
 
 import pytest
+from helpers import ROOT
 
 from ausam_ext import SAM, VSAM, AUSAMBatchSampler
-
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # last: the package is the installed one
 
 for module in ("sklearn", "tqdm"):
     pytest.importorskip(module)

@@ -5,10 +5,10 @@ import json
 import math
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 from ausam_ext import ADLP, VSAM, AUSAMBatchSampler, Monitor
@@ -16,7 +16,6 @@ from ausam_ext import ADLP, VSAM, AUSAMBatchSampler, Monitor
 for module in ("matplotlib", "PIL", "sklearn"):
     pytest.importorskip(module)
 
-ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
 SCRIPT = ROOT / "docs/figures/monitoring.py"
 RUNS = json.loads(SCRIPT.with_suffix(".json").read_text(encoding="utf-8"))
