@@ -139,7 +139,7 @@ class AUSAMBatchSampler(PlannedBatchSampler):
         Raises:
             RuntimeError: inside a loop over :meth:`indexed`, whose batches are chosen already.
 
-        Warns if :meth:`set_epoch` seems to be missing, without which whole batches are kept for ever.
+        Warns if :meth:`set_epoch` seems to be missing, without which whole batches are kept in all epochs.
         """
         if self._current is not None:
             raise RuntimeError(

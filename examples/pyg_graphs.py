@@ -1,7 +1,7 @@
 """PyTorch Geometric: graphs are classified with AUSAM and SAM.
 
 No bridge is needed: PyG's `DataLoader` takes `batch_sampler=batches`, and one graph is one sample. The
-losses per sample are those of the graphs of a batch, `reduction="none"` as ever.
+losses per sample are those of the graphs of a batch, by `reduction="none"`.
 """
 
 import torch

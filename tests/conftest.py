@@ -1,9 +1,9 @@
 """Backends: every test that takes `backend` runs on the compiled and on the reference kernels, those of the
 operators on the emulated CUDA kernels too. Tests that take `device` run on the CPU, and on a GPU where the
-CUDA kernels are live.
+CUDA kernels are in use.
 
 `pytest --backend=cuda -k cuda` runs all of them on a GPU, as `make gpu` does. With `--device=cpu` beside it
-the CPU stands in for the GPU, to try the tests themselves.
+the CPU takes the GPU's place, to try the tests themselves.
 """
 
 import os
@@ -43,7 +43,7 @@ class _DefaultKernels(TorchDispatchMode):
 
 
 _LIVE = ausam_ext.backends()["cpu"]
-_FORCED = "AUSAM_EXT_BACKEND" in _LIVE.reason  # a run on the reference alone: test_backend.py starts one
+_FORCED = "AUSAM_EXT_BACKEND" in _LIVE.reason  # a run on only the reference: test_backend.py starts one
 EMULATED = {"cuda-emulated": "", "cuda-emulated-long-tables": "-long-tables"}  # and what they are built as
 ON_DEVICE = ("cuda", "cuda-no-sync")
 GPU = torch.cuda.is_available() and ausam_ext.backends()["cuda"].kernels == "compiled"
@@ -51,7 +51,7 @@ GPU = torch.cuda.is_available() and ausam_ext.backends()["cuda"].kernels == "com
 
 def pytest_addoption(parser):
     backends = ("compiled", "reference", *EMULATED, *ON_DEVICE)
-    parser.addoption("--backend", choices=backends, help="run tests that take `backend` on this one alone")
+    parser.addoption("--backend", choices=backends, help="run tests that take `backend` on only this one")
     parser.addoption("--device", choices=("cpu", "cuda"), help="where --backend=cuda runs")
 
 
@@ -80,7 +80,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def device(request):
-    """Where the tensors of a test live: "cpu" or "cuda"."""
+    """The device of a test's tensors: "cpu" or "cuda"."""
     return request.config.getoption("--device") or request.param
 
 
@@ -94,7 +94,7 @@ def emulated(request):
 
 @pytest.fixture
 def backend(request):
-    """Which kernels serve: the compiled ones, the reference, the CUDA kernels as emulated on the host, or
+    """Which kernels are used: the compiled ones, the reference, the CUDA kernels as emulated on the host, or
     those of a GPU: with "cuda-no-sync", waiting for it is an error."""
     if request.param == _LIVE.kernels:
         yield request.param
@@ -109,7 +109,7 @@ def backend(request):
         with DeviceKernels(device, synchronising=request.param == "cuda"):
             yield request.param
     else:
-        pytest.fail(f"the compiled kernels are not live: {_LIVE.reason}")
+        pytest.fail(f"the compiled kernels are not in use: {_LIVE.reason}")
 
 
 @pytest.fixture(autouse=True)

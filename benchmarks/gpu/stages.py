@@ -73,7 +73,7 @@ def stages() -> list[Stage]:
             environment={"FORCE_CUDA": "1"},
             essential=True,
         ),
-        Stage("live", [python, "-m", "benchmarks.gpu.live"], 90, essential=True),
+        Stage("loaded", [python, "-m", "benchmarks.gpu.loaded"], 90, essential=True),
         Stage(
             "tests",
             [*pytest(*on_gpu, "--continue-on-collection-errors", each=90), *whole],

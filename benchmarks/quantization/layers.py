@@ -1,4 +1,4 @@
-"""Layers whose weight and input pass through quantisers, and how they come to stand in a network."""
+"""Layers whose weight and input pass through quantisers, and how a network gets them."""
 
 from typing import Any
 

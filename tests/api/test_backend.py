@@ -1,4 +1,4 @@
-"""Which kernels serve, and that the package says so."""
+"""Which kernels are used, and that the package says so."""
 
 import os
 import shutil
@@ -70,7 +70,7 @@ def test_operators_pass_on_the_reference_that_the_environment_variable_forces():
 
 
 def test_a_device_without_kernels_falls_through_to_the_reference():
-    """The meta device stands for it: the fake kernel answers there, and shapes come out right."""
+    """The meta device in its place: the fake kernel answers there, and shapes come out right."""
     scores, noise = torch.empty(3, 8, device="meta"), torch.empty(3, 8, device="meta")
     assert ausam_ext.ops.subset_sample(scores, 2, noise=noise).shape == (3, 2)
 

@@ -95,7 +95,7 @@ class Training:
         return loss
 
     def steps(self, at=lambda place: None):
-        """Trains for ever; yields after each step. ``at`` is told where it is."""
+        """Trains without end; yields after each step. ``at`` is told where it is."""
         for epoch in range(self.batches.epoch, 10**6):
             self.batches.set_epoch(epoch)
             self.train_set.epoch = epoch
@@ -118,7 +118,7 @@ class Training:
 
 def end_if_orphaned(parent, worker):
     """torch's workers look whether they still have the parent that they have now: one that was killed before
-    they began is not missed, and they would wait for ever."""
+    they began is not missed, and they would wait without end."""
     if os.getppid() != parent:
         os._exit(1)
 

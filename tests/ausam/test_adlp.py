@@ -86,7 +86,7 @@ def test_a_sample_that_was_never_tried_still_counts_as_the_highest(backend):
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_an_overflow_of_the_gradients_marks_only_samples_whose_own_loss_failed(backend, skip):
-    """Which may be why they overflowed, and would be drawn at the highest rate for ever."""
+    """Which may be why they overflowed, and would be drawn at the highest rate from then on."""
     adlp = ADLP(4)
     loss, loss_perturbed = torch.tensor([NAN, 0.0, 1.0]), torch.tensor([1.0, 2.0, INF])
     adlp.update(torch.tensor([0, 1, 2]), loss, loss_perturbed, skip=torch.tensor(skip))

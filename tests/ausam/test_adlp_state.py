@@ -79,7 +79,7 @@ class Run:
         seen = []
         while len(seen) < steps:
             for index, _ in self.batches.indexed(self.loader):
-                loss = torch.zeros(len(index)).masked_fill(index % 5 == 0, NAN)  # for ever
+                loss = torch.zeros(len(index)).masked_fill(index % 5 == 0, NAN)  # in every visit
                 self.adlp.update(index, loss, index / 203 + self.batches.epoch)
                 seen.append(index.tolist())
                 if len(seen) == steps:

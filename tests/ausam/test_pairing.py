@@ -1,4 +1,4 @@
-"""indexed() gives each batch its own index, or says what stands in the way."""
+"""indexed() gives each batch its own index, or says why it cannot."""
 
 from itertools import islice
 

@@ -9,7 +9,7 @@ from ausam_ext import AUSAMBatchSampler
 
 
 def test_without_set_epoch_epochs_follow_one_another():
-    """Otherwise a loop that forgets the call would train on full batches for ever."""
+    """Otherwise a loop that forgets the call would train on full batches in all epochs."""
     batches = AUSAMBatchSampler(scored(), 64)
     loader = DataLoader(dataset(), batch_sampler=batches)
     seen = []

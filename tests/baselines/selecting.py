@@ -33,7 +33,7 @@ class Losses:
 
 
 class Point(nn.Module):
-    """Weights alone, of one number each: the network of examples that are worked by hand."""
+    """Only weights, of one number each: the network of examples that are worked by hand."""
 
     def __init__(self, *weights):
         super().__init__()

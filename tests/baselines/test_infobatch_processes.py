@@ -80,7 +80,7 @@ def _train_in_a_group(rank, folder):
     assert (batches.rank, batches.num_replicas) == (rank, 2)
     loader = DataLoader(dataset(), batch_sampler=batches)
     seen = [epoch_of(batches, loader, epoch) for epoch in range(3)]
-    # At an epoch's beginning one state serves all, within an epoch each has its own.
+    # At an epoch's beginning one state is enough for all, within an epoch each has its own.
     torch.save((seen, batches.state_dict()), folder / f"{rank}.pt")
     torch.distributed.barrier()
     resumed = InfoBatchSampler(N, 16, epochs=10, seed=5)

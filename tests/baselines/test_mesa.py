@@ -146,7 +146,7 @@ def test_within_one_autocast_block_the_average_is_the_latest():
 
 
 def test_an_overflow_of_the_average_drops_the_term_of_that_sample():
-    """And one of the network skips the step, as ever."""
+    """And one of the network skips the step, as without MESA."""
     net, scaler = nn.Linear(1, 2, bias=False), torch.amp.GradScaler("cpu", init_scale=4.0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     mesa = MESA(net, decay=1.0, start_epoch=-1)

@@ -130,11 +130,11 @@ def test_what_is_there_after_each_stage(run, tmp_path):
     assert left.files["a.log"] == left.files["b.log"] == "['gpu.tar.gz', 'summary.md']\n"
 
 
-@pytest.mark.parametrize("failing", ["build", "live"])
+@pytest.mark.parametrize("failing", ["build", "loaded"])
 def test_without_kernels_nothing_else_is_done(run, capsys, failing):
     code = "print('{} said this'); raise SystemExit({})"
     chosen = [
-        *(python(s, code.format(s, int(s == failing)), essential=True) for s in ("build", "live")),
+        *(python(s, code.format(s, int(s == failing)), essential=True) for s in ("build", "loaded")),
         python("tests", "", kind="checks"),
     ]
     status, left = run(chosen)

@@ -1,4 +1,4 @@
-"""What `make gpu` records: the machine, its clocks, the archive; and when kernels are live."""
+"""What `make gpu` records: the machine, its clocks, the archive; and when kernels are loaded."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from helpers import ROOT
 
 pytest.importorskip("matplotlib")
 from benchmarks import journal
-from benchmarks.gpu import live, machine, record
+from benchmarks.gpu import loaded, machine, record
 
 
 def test_the_archive_is_renewed_while_a_stage_runs(tmp_path, monkeypatch):
@@ -89,13 +89,13 @@ def test_the_record_names_what_the_figures_depend_on(monkeypatch):
 
 def test_live_means_that_a_kernel_gives_the_right_result(monkeypatch, capsys):
     reason = SimpleNamespace(kernels="reference", reason="no nvcc")
-    monkeypatch.setattr(live.ausam_ext, "backends", lambda: {"cuda": reason})
-    with pytest.raises(SystemExit, match="the CUDA kernels are not live: no nvcc"):
-        live.main()
-    monkeypatch.setattr(live.ausam_ext, "backends", lambda: {"cuda": SimpleNamespace(kernels="compiled")})
+    monkeypatch.setattr(loaded.ausam_ext, "backends", lambda: {"cuda": reason})
+    with pytest.raises(SystemExit, match="the CUDA kernels are not loaded: no nvcc"):
+        loaded.main()
+    monkeypatch.setattr(loaded.ausam_ext, "backends", lambda: {"cuda": SimpleNamespace(kernels="compiled")})
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
-    live.main()
-    assert capsys.readouterr().out == "the CUDA kernels are live\n"
-    monkeypatch.setattr(live.ops, "dlp", lambda loss, perturbed: (loss - perturbed).abs() + 1e-7)
+    loaded.main()
+    assert capsys.readouterr().out == "the CUDA kernels are loaded\n"
+    monkeypatch.setattr(loaded.ops, "dlp", lambda loss, perturbed: (loss - perturbed).abs() + 1e-7)
     with pytest.raises(SystemExit, match="dlp gives another result than the reference"):
-        live.main()
+        loaded.main()

@@ -16,14 +16,16 @@ def test_two_sanitizers_run_at_a_time_and_all_else_alone():
     turns = [[stage.name for stage in turn] for turn in gpu.in_turn(stages.stages())]
     assert turns[-1] == list(stages.TOOLS) and all(len(turn) == 1 for turn in turns[:-1])
     order = [turn[0] for turn in turns]
-    wanted = ["build", "live", "tests", "steps", "operators", "memory", "scaling", "memcheck"]
+    wanted = ["build", "loaded", "tests", "steps", "operators", "memory", "scaling", "memcheck"]
     assert [name for name in order if name in wanted] == wanted
 
 
 def test_stages_name_files_and_modules_that_exist():
     found = stages.stages()
     names = [stage.name for stage in found]
-    assert len(set(names)) == len(names) and {"build", "live", "graphs", "steps", *stages.TOOLS} <= set(names)
+    assert len(set(names)) == len(names) and {"build", "loaded", "graphs", "steps", *stages.TOOLS} <= set(
+        names
+    )
     for argument in (argument for stage in found for argument in stage.command):
         file = argument.removeprefix("--ignore=")
         assert not file.startswith("tests") or (ROOT / file).exists(), file

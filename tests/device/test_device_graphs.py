@@ -136,7 +136,7 @@ def test_what_is_captured_reuses_a_psf_of_any_age(monkeypatch):
 
 
 def test_reuse_is_not_captured_before_there_is_a_psf(device, monkeypatch):
-    """The graph would be plain SGD for ever."""
+    """The graph would be plain SGD in every replay."""
     training = VSAMTraining(device)
     training.load(0)
     if device == "cpu":

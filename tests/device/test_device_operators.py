@@ -1,4 +1,4 @@
-"""The operators on tensors that live on the device: against the CPU, streams, other devices, opcheck."""
+"""The operators on tensors of the device: against the CPU, streams, other devices, opcheck."""
 
 import pytest
 import torch

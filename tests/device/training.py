@@ -15,7 +15,7 @@ def sgd(params, device):
 
 
 def capturable_adam(params, device):
-    return torch.optim.Adam(params, lr=0.01, capturable=device == "cuda")  # torch has it for GPUs alone
+    return torch.optim.Adam(params, lr=0.01, capturable=device == "cuda")  # torch has it only for GPUs
 
 
 class Training:

@@ -42,7 +42,7 @@ def closure_of_parts(model, parts):
 
 
 def accumulating(model, x, y):
-    """Three micro-batches, of which the last alone is reduced."""
+    """Three micro-batches, of which only the last is reduced."""
 
     def closure():
         model.zero_grad()
@@ -148,7 +148,7 @@ def check_unused_parameters(folder):
 
 
 def check_batchnorm_statistics(folder):
-    """DDP hands out those of rank 0, and they come from first passes alone."""
+    """DDP hands out those of rank 0, and they come only from first passes."""
     start = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
     for make in (METHODS["SAM"], METHODS["VSAM"]):
         model = wrapped(start)
@@ -168,7 +168,7 @@ def check_batchnorm_statistics(folder):
 
 
 def check_gradient_accumulation(folder):
-    """Micro-batches in both passes, of which the last alone is reduced."""
+    """Micro-batches in both passes, of which only the last is reduced."""
     for make in (METHODS["SAM"], METHODS["VSAM"]):
         start = mlp(torch.float64)
         many, one = wrapped(start, gradient_as_bucket_view=True), copy.deepcopy(start).to(here())
@@ -276,7 +276,7 @@ def check_arguments_that_differ(folder):
         assert all(p.grad is None for p in model.parameters())
     assert f"got {[False] + [True] * (world - 1)} by rank" in str(error.value)
 
-    # A checkpoint that one process alone has loaded.
+    # A checkpoint that only one process has loaded.
     model = wrapped(mlp(torch.float64))
     vsam = METHODS["VSAM"](model)
     train(model, vsam, [share(*whole(step)) for step in range(3)])

@@ -242,7 +242,7 @@ def assert_goes_on(files, shard, expected, expected_sampled):
 
 
 def check_the_older_fsdp_is_refused(folder):
-    """Its norms would be those of one process alone."""
+    """Its norms would be those of only one process."""
     model = FullyShardedDataParallel(odd_network().to(here()), device_id=here())
     with pytest.raises(TypeError, match=r"model: expected one sharded by fully_shard \(FSDP2\)"):
         SAM(model)

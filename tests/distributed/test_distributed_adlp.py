@@ -35,7 +35,7 @@ def _train_and_save(rank, folder):
     adlp.sync()  # nothing new: nothing changes
     torch.save(adlp.state_dict(), folder / f"{rank}.pt")
     dcp.save({"adlp": adlp}, checkpoint_id=folder / "dcp")
-    # One process's file serves all, and so does the common one; more training gives what it would have given.
+    # One process's file is enough for all, and so is the common one; training goes on as it would have.
     loaded = ADLP(N), ADLP(N)
     loaded[0].load_state_dict(torch.load(folder / "0.pt", weights_only=True))
     dcp.load({"adlp": loaded[1]}, checkpoint_id=folder / "dcp")

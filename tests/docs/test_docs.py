@@ -1,4 +1,4 @@
-"""The code of the documents runs, page by page, as it stands; their links lead somewhere."""
+"""The code of the documents runs, page by page, unchanged; their links lead somewhere."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ PAGES = sorted(ROOT.glob("docs/*.md"))
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_runs(page, monkeypatch, tmp_path, dynamo_unharmed):
-    """Blocks marked ```python, all in one namespace; what cannot run alone (torchrun, a GPU) is ```py."""
+    """Blocks marked ```python, all in one namespace; what cannot run by itself (torchrun, a GPU) is ```py."""
     monkeypatch.chdir(tmp_path)
     module = ModuleType(page.stem)
     monkeypatch.setitem(sys.modules, page.stem, module)  # where Dynamo looks for it

@@ -25,7 +25,7 @@ VARIANTS = {
 }
 
 LONG_TABLES = "-long-tables"  # appended to a variant: as CUDA 12.1 and later compile list.cuh
-# One dispatch key for each that a process may load: the last library under a key serves all its calls.
+# One dispatch key for each that a process may load: the last library under a key gets all its calls.
 KEYS = {False: "PrivateUse1", True: "PrivateUse2"}  # by whether the tables are long
 
 

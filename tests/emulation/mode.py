@@ -30,7 +30,7 @@ class EmulatedKernels(TorchDispatchMode):
                 self.library.scalars_on_host(i % 2 == 0)
                 copy = tree_map_only(torch.Tensor, torch.clone, call)
                 trials.append([run(self.library, func, copy), copy])
-        finally:  # also after a refusal: the library serves other tests too
+        finally:  # also after a refusal: other tests use the library too
             self.library.schedule(*SCHEDULES[0])
             self.library.scalars_on_host(False)
         result = run(self.library, func, call)

@@ -22,7 +22,7 @@ static bool scalars_on_host = false;
 EXPORT void emulation_set_scalars_on_host(bool value) { scalars_on_host = value; }
 EXPORT int32_t aoti_torch_device_type_cuda() { return scalars_on_host ? 1 : 0; }
 
-// Which device a tensor lives on: one for all, unless a test asks for two, where it is by the
+// Which device a tensor is on: one for all, unless a test asks for two, where it is by the
 // number of elements, so that what belongs together stays so.
 static bool two_devices = false;
 EXPORT void emulation_set_two_devices(bool value) { two_devices = value; }

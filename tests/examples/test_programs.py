@@ -1,4 +1,4 @@
-"""Every example runs as it stands, and is described in examples/README.md."""
+"""Every example runs unchanged, and is described in examples/README.md."""
 
 import os
 import re

@@ -62,7 +62,7 @@ def stepping(inputs):
 
 def network(name):
     torch.manual_seed(0)
-    bias = name != "Muon"  # takes matrices alone
+    bias = name != "Muon"  # takes only matrices
     return nn.Sequential(nn.Linear(4, 5, bias=bias), nn.Tanh(), nn.Linear(5, 3, bias=bias))
 
 

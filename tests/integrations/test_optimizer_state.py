@@ -130,7 +130,7 @@ def test_copies_made_after_a_scheduler_step_weights_of_their_own(method, duplica
     theirs = StepLR(plain, 1, gamma=0.5)
     plain.step(zeroing(plain, expected, x, y))
     theirs.step()
-    ours = CosineAnnealingLR(twin, 5, last_epoch=1)  # another one, of the copy alone
+    ours = CosineAnnealingLR(twin, 5, last_epoch=1)  # another one, only of the copy
     theirs = CosineAnnealingLR(plain, 5, last_epoch=1)
     for _ in range(4):
         for o, m, s in ((twin, other, ours), (plain, expected, theirs)):

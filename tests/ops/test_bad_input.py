@@ -44,7 +44,7 @@ def test_refused(backend, name, argument, value, error, shown):
 
 @pytest.mark.parametrize("name", ["perturb_", "restore_", "psf_capture_", "psf_reuse_"])
 def test_lists_on_two_kinds_of_device_are_refused(name):
-    """A kernel takes pointers of its own kind alone."""
+    """A kernel takes only pointers of its own kind."""
     arguments = good(name)
     lists = [argument for argument, value in arguments.items() if isinstance(value, list)]
     before = {argument: [t.clone() for t in arguments[argument]] for argument in lists}

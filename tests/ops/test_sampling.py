@@ -131,7 +131,7 @@ def test_never_visited_counts_as_the_highest_score(backend):
 
 
 def test_weights_follow_s_min_and_s_max(backend):
-    """With equal noise the race is decided by the weights alone; s_min = s_max makes them all equal."""
+    """With equal noise the race is decided only by the weights; s_min = s_max makes them all equal."""
     scores = torch.tensor([0.3, 0.9, 0.1, 0.5])
     ones = torch.ones(4)
     assert ops.subset_sample(scores, 2, noise=ones).tolist() == [1, 3]

@@ -43,7 +43,7 @@ def data(step):
 
 
 class Training:
-    """The steps as functions of tensors alone."""
+    """The steps as functions of only tensors."""
 
     def __init__(self, method, compile_model=False):
         self.model = network()

@@ -167,7 +167,7 @@ def test_lbfgs_is_refused_where_its_closure_calls_sam(sam_of):
     assert_untouched(model, before)
     two_passes(sam, model, x, y)  # and nothing of it stays
     first = optimizer.step(lambda: closure_of(model, x, y)().mean())
-    assert optimizer.step(lambda: closure_of(model, x, y)().mean()) < first  # without SAM it is as ever
+    assert optimizer.step(lambda: closure_of(model, x, y)().mean()) < first  # without SAM it works
 
 
 def test_per_process_needs_the_wrapper():

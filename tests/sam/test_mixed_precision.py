@@ -118,7 +118,7 @@ def test_an_overflow_skips_the_step_and_leaves_no_trace(backend, method, factors
 
 @pytest.mark.parametrize("method", ["SAM", "VSAM"])
 def test_an_overflow_in_the_first_pass_skips_every_optimizer(backend, method):
-    """Each looks at the gradients of its own parameters alone."""
+    """Each looks at the gradients of only its own parameters."""
     model, scale = mlp(), scaler()
     sam = make(method, model, scaler=scale)
     optimizers = [torch.optim.SGD(model[i].parameters(), lr=0.1) for i in (0, 2, 4)]

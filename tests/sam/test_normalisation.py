@@ -1,4 +1,4 @@
-"""Running statistics come from the first pass alone, for every layer that tracks them."""
+"""Running statistics come only from the first pass, for every layer that tracks them."""
 
 import pytest
 import torch

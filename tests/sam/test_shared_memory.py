@@ -18,7 +18,7 @@ METHODS = {
 
 
 def by_hand(model, views, x, rho, adaptive):
-    """One SAM step on the one tensor, in float64, by autograd alone: the perturbed tensor."""
+    """One SAM step on the one tensor, in float64, only by autograd: the perturbed tensor."""
     w = model.flat.clone().requires_grad_()
     (g,) = torch.autograd.grad(
         sum(((i + 1) * v(w).flatten() * x[: v(w).numel()]).sin().sum() for i, v in enumerate(views)), w

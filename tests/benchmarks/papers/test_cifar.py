@@ -1,4 +1,4 @@
-"""CIFAR's archives: bytes to pixels, pickles that are CIFAR's alone, and files that are not whole."""
+"""CIFAR's archives: bytes to pixels, pickles that are only CIFAR's, and files that are not whole."""
 
 import hashlib
 import os

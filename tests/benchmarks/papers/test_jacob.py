@@ -48,7 +48,7 @@ def test_an_example_by_hand():
     expected = [-1.1, -1.1, -1.1, 0, 0, 0, 0.22, 0.44, 1.1, 2.2, 2.2]
     torch.testing.assert_close(y, torch.tensor(expected))
     assert torch.equal(y, torch.fake_quantize_per_tensor_affine(torch.tensor(x), 0.22, 5, 0, 15))
-    assert grad.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0]  # torch's operator alone: 1 at -1.2
+    assert grad.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0]  # torch's operator by itself: 1 at -1.2
 
 
 @pytest.mark.parametrize("levels", [16, 256])

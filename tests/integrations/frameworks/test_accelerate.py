@@ -61,7 +61,7 @@ def test_the_documented_closure_example(example, accuracy):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_prepared_adapter(method, precision, tmp_path):
-    """The steps of the adapter alone; a scheduler on top; `save_state` has all of it."""
+    """Only the steps of the adapter; a scheduler on top; `save_state` has all of it."""
     plain, (x, y) = mlp(), batch()
     theirs = SAMOptimizer(sgd(plain), METHODS[method](plain))
     accelerator = Accelerator(cpu=True, mixed_precision=precision)

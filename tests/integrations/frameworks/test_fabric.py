@@ -1,4 +1,4 @@
-"""Lightning Fabric: SAM sees through its wrapper what stands in it."""
+"""Lightning Fabric: SAM sees through its wrapper."""
 
 import os
 import subprocess

@@ -36,7 +36,7 @@ def test_the_documented_example(example, accuracy):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"clip": 0.05}, {"accumulate": 2, "clip": 0.05}])
 def test_same_bits_as_the_loop_written_out(tmp_path, method, options):
-    """Seven batches an epoch: also steps of fewer batches at its end. Logs have the first pass alone."""
+    """Seven batches an epoch: also steps of fewer batches at its end. Logs have only the first pass."""
     data = digits(210)
     net, losses = written_out(method, data, **options)
     model, callback = Net(), SAMCallback(METHODS[method])

@@ -155,7 +155,7 @@ class NaiveClosure(Naive):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("form", [Naive, NaiveClosure])
 def test_both_passes_within_each_micro_batch(tmp_path, method, form):
-    """Are right if it is the whole step, and would leave the last one's gradient alone if it is not."""
+    """Are right if it is the whole step, and would leave only the last one's gradient if it is not."""
     form = type(form.__name__, (form,), {"method": method})
     assert_close(train(form, tmp_path), by_hand(METHODS[method]))
     with pytest.raises(RuntimeError, match=r"perturbed\(\)"):
