@@ -2,14 +2,17 @@
 PYTHON ?= python3
 # The torch that .venv gets, when it is made: any release from 2.11 on.
 TORCH ?= torch==2.13.0
+# What `make test-wheel` tries a wheel with.
+PYTHONS ?= $(PYTHON)
+TORCHES ?= torch==2.11.0,torch
 
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # Of torch, which a wheel finds where it is installed.
 EXCLUDED := --exclude libc10.so --exclude libtorch_cpu.so --exclude libtorch.so
-SOURCES := pyproject.toml setup.py setup_cuda.py $(shell find ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
+SOURCES := pyproject.toml setup.py $(shell find build_tools ausam_ext csrc ! -path '*/__pycache__*' ! -name '*.so')
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: docs wheel sdist wheels demo test test-install test-cuda-build test-sanitized gpu gpu-accuracy test-frameworks bench bench-gate evidence papers lint format clean
+.PHONY: docs wheel test-wheel sdist wheels release demo test test-install test-cuda-build test-sanitized gpu gpu-accuracy test-frameworks bench bench-gate evidence papers lint format clean
 .NOTPARALLEL:
 
 demo: .venv/with-demo .venv/installed
@@ -35,7 +38,7 @@ test-sanitized: .venv/with-test .venv/installed
 
 # Builds in place, tests and times the CUDA kernels on this machine's GPU, with the Python that is there and no
 # network: under 9 minutes, or half of it at a time (python -m benchmarks.gpu --help). Needs pytest, hypothesis,
-# numpy, matplotlib, Pillow, setuptools, pybind11 and ninja.
+# numpy, matplotlib, Pillow, setuptools and ninja.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 
@@ -77,19 +80,27 @@ papers: .venv/with-test .venv/installed
 docs: .venv/with-docs .venv/installed
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
-# A wheel for this Python in dist/, which needs torch and brings nothing of it.
+# A wheel for every Python in dist/, which needs torch and brings nothing of it.
 wheel: .venv/with-wheel .venv/installed
-	rm -rf build/wheel && $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	rm -rf build/wheel dist/*.whl && $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair $(EXCLUDED) -w dist build/wheel/*.whl
 	$(BIN)/twine check --strict dist/*.whl
+
+# The wheel in a fresh environment for each Python and torch, one at a time: 5 GB and a minute each.
+test-wheel: wheel
+	$(BIN)/python tests/packaging/try_wheel.py dist/*.whl $(PYTHONS) $(TORCHES)
 
 sdist: .venv/with-wheel
 	$(BIN)/python -m build --sdist
 	$(BIN)/twine check --strict dist/*.tar.gz
 
-# Wheels of every Python for this platform, in wheelhouse/: on Linux in containers.
+# The wheel of this platform, in wheelhouse/, tried with every Python: on Linux in containers.
 wheels: .venv/with-wheel
 	$(BIN)/cibuildwheel --output-dir wheelhouse
+
+# On GitHub, with what is in dist/: make release TAG=v0.1.0
+release:
+	gh release create "$(TAG)" dist/* --notes "See CHANGELOG.md."
 
 # Whether a compiled kernel lost a quarter of its lead over the reference: half a minute.
 bench-gate: .venv/with-test .venv/installed
@@ -112,7 +123,7 @@ clean:
 # With the build's own tools (pyproject.toml's build-system.requires), so that a rebuild compiles only what changed.
 .venv/torch:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install '$(TORCH)' setuptools pybind11 ninja
+	$(BIN)/pip install '$(TORCH)' setuptools ninja
 	touch $@
 
 # What one of pyproject.toml's optional-dependencies names.
@@ -126,6 +137,6 @@ clean:
 
 .venv-frameworks/ready: $(SOURCES)
 	$(PYTHON) -m venv .venv-frameworks
-	.venv-frameworks/bin/pip install -q '$(TORCH)' setuptools pybind11 ninja
+	.venv-frameworks/bin/pip install -q '$(TORCH)' setuptools ninja
 	.venv-frameworks/bin/pip install -q --no-build-isolation '.[frameworks]'
 	touch $@

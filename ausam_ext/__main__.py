@@ -10,7 +10,8 @@ from . import __version__, backends
 
 def main() -> None:
     print(f"ausam_ext {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    print(f"{platform.platform()}, {torch.get_num_threads()} threads")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"{platform.platform()}, {torch.get_num_threads()} threads, {', '.join(gpus) or 'no GPU'}")
     for device, backend in backends().items():
         print(f"{device}: {backend.kernels} kernels" + (f" ({backend.reason})" if backend.reason else ""))
     if backends()["cpu"].kernels == "reference":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, TypeAlias, TypedDict, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def explained(init: _Init) -> _Init:
             )
         init(self, *args, **kwargs)
 
-    return checked  # type: ignore[return-value]
+    return cast(_Init, checked)
 
 
 def one_module(model: Any, method: str) -> nn.Module:

@@ -67,7 +67,7 @@ class GradientWatch:
         return {"params": self._params, "clips": self._clips}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        GradientWatch.__init__(self, **state)
 
     def start(self, in_closure: bool = False) -> None:
         """What is in ``.grad`` now has to be cleared before the next first pass."""

@@ -169,8 +169,8 @@ class _Buffer:
             self._mark = _mark(t)
 
     def after(self, t: Tensor, look: bool) -> None:
-        if self._has_changed(t, look):
-            t.copy_(self._copy)  # type: ignore[arg-type]
+        if self._has_changed(t, look) and self._copy is not None:
+            t.copy_(self._copy)
             self._mark = _mark(t)
         self.unseen = 0 if look else self.unseen + 1
 

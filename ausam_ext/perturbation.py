@@ -6,7 +6,7 @@ and still one norm.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ class Perturbation:
             return None
         params = [self._params[i] for i in places]
         weights: list[Tensor] = list(params)
-        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        grads = [cast(Tensor, p.grad) for p in params]
         if self._sharded:
             weights, grads = [local(w) for w in weights], [local(g) for g in grads]
         if not self._sharded and (shared := self._memory.groups(weights)):
@@ -69,9 +69,9 @@ class Perturbation:
         if not groups and not self._sharded:
             return ops.perturb_(weights, grads, backups, rho, **how)
         accepted.perturb_(weights, grads, backups, rho, **how)  # of all, before the first is changed
-        whole = [p.grad for p in params] if self._sharded else grads
+        whole = [cast(Tensor, p.grad) for p in params] if self._sharded else grads
         factors = (params if self._sharded else weights) if adaptive else None
-        norm = global_norm(whole, factors)  # type: ignore[arg-type]
+        norm = global_norm(whole, factors)
         if groups:
             copy_all(weights, to=backups)  # of all: the first call below changes a part
         radii = _radii(params, rho, groups)

@@ -4,12 +4,12 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from . import checks, ops
 from .importance import Choice, HandedOut
@@ -165,7 +165,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
                 loop goes on after another one began or the epoch or the state was set.
         """
         check_loader(loader, self)
-        return IndexedLoader(loader)  # type: ignore[arg-type]
+        return IndexedLoader(cast(DataLoader[Any], loader))
 
     def _blocks(self, epoch: int, first: int, at_once: int) -> Iterator[tuple[int, Tensor]]:
         """Candidates of the batches from ``first`` on, numbers below :meth:`_epoch_size`, about ``at_once``

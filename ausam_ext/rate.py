@@ -108,7 +108,7 @@ class RateController:
             values = iter(torch.stack(tensors).tolist())
             numbers = [tuple(next(values)) if isinstance(x, Tensor) else x for x in self._observed]
             self._observed = deque(numbers, maxlen=self._observed.maxlen)
-        return list(self._observed)  # type: ignore[arg-type]
+        return [x for x in self._observed if not isinstance(x, Tensor)]
 
     def state_dict(self) -> dict[str, Any]:
         """``s`` and the observations, ``[2 * window - 1, 2]``, of which the first ``count`` exist.

@@ -1,6 +1,6 @@
 """The sharpness part of a gradient: taken from the iterations with two passes, added in those with one."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class ReusingSAM(ScheduledSAM):
     def _clear(self) -> list[tuple[Tensor, int]]:
         """Keeps the gradients of the first pass, which become the PSF."""
         places = [i for i, p in enumerate(self._perturbed) if p.requires_grad and p.grad is not None]
-        grads: list[Tensor] = [self._perturbed[i].grad for i in places]  # type: ignore[misc]
+        grads = [cast(Tensor, self._perturbed[i].grad) for i in places]
         kept = self._psf_memory.of(places, grads)
         self._psf = [None] * len(self._perturbed)
         copy_all(self._local(grads), to=self._local(kept))
@@ -112,8 +112,8 @@ class ReusingSAM(ScheduledSAM):
         self._load_rest(state, next(devices, torch.device("cpu")))  # may refuse too
         self._psf = [None] * len(self._perturbed)
         for i in [i for i, has in enumerate(has_psf) if has]:
-            (self._psf[i],) = self._psf_memory.of([i], [self._perturbed[i].detach()])
-            self._psf[i].copy_(psf[i])  # type: ignore[union-attr]
+            (memory,) = self._psf_memory.of([i], [self._perturbed[i].detach()])
+            self._psf[i] = memory.copy_(psf[i])
 
     def _load_rest(self, state: dict[str, Any], device: torch.device) -> None:
         """Restores the method's own part, whose 0-d tensors go to ``device``; if it refuses, nothing is

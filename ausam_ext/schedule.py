@@ -123,9 +123,7 @@ class ScheduledSAM(SAM):
         self._leave()
         self._end(sampled=False)
 
-    def backward(  # type: ignore[override]
-        self, closure: Closure, *, same_masks: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def backward(self, closure: Closure, *, same_masks: bool = False) -> tuple[Tensor, Tensor | None]:
         """Runs one pass or two and leaves the method's gradient in ``.grad``.
 
         Args:

@@ -1,7 +1,7 @@
 """Parameters that are spread over processes: DTensors, as ``fully_shard`` (FSDP2) makes them."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from .reference import accumulation_dtype
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
-def is_sharded(t: Tensor) -> bool:
+
+def is_sharded(t: Tensor) -> "TypeGuard[DTensor]":
     return hasattr(t, "to_local")  # a DTensor, told without importing what defines it
 
 
@@ -19,7 +22,7 @@ def local(t: Tensor) -> Tensor:
     if not is_sharded(t):
         return t
     with torch.no_grad():
-        return t.to_local()  # type: ignore[attr-defined]
+        return t.to_local()
 
 
 def gatherers(model: nn.Module) -> list[Any]:
@@ -90,14 +93,14 @@ def _spread(t: Tensor) -> tuple[tuple[Any, int], ...]:
     """Over which dimensions of which mesh the elements of ``t`` are spread."""
     if not is_sharded(t):
         return ()
-    placements = enumerate(t.placements)  # type: ignore[attr-defined]
+    placements = enumerate(t.placements)
     # Not is_shard(): that is false of a shard of a shard, where fully_shard meets tensor parallelism.
-    return tuple((t.device_mesh, dim) for dim, p in placements if not p.is_replicate())  # type: ignore[attr-defined]
+    return tuple((t.device_mesh, dim) for dim, p in placements if not p.is_replicate())
 
 
 def groups_of(tensors: Iterable[Tensor]) -> list[dist.ProcessGroup]:
     """The groups of processes that hold these tensors together, the last dimension of a mesh first."""
-    meshes = dict.fromkeys(t.device_mesh for t in tensors if is_sharded(t))  # type: ignore[attr-defined]
+    meshes = dict.fromkeys(t.device_mesh for t in tensors if is_sharded(t))
     return [mesh.get_group(dim) for mesh in meshes for dim in reversed(range(mesh.ndim))]
 
 

@@ -1,13 +1,21 @@
 // The Python module _C: importing it registers the CPU kernels; it carries the facts of its build.
-#include <pybind11/pybind11.h>
+// Only Python's stable ABI is used, so that one library is for all Pythons.
+#ifdef Py_LIMITED_API  // torch's build sets it to the oldest Python that torch is for
+#undef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
+#endif
+#include <Python.h>
 #include <torch/headeronly/version.h>
+
+#include <string>
+#include <utility>
 
 #define AUSAM_STRING_(x) #x
 #define AUSAM_STRING(x) AUSAM_STRING_(x)
 
 // Which schemas the kernels are for: backend.py looks for it in the file, as to load the library is
 // to register them. Exported, so that no linker drops it.
-extern PYBIND11_EXPORT const char ausam_schemas[];
+extern Py_EXPORTED_SYMBOL const char ausam_schemas[];
 const char ausam_schemas[] = AUSAM_SCHEMAS;
 
 namespace {
@@ -24,15 +32,27 @@ const char* compiler() {
 #endif
 }
 
+int add_facts(PyObject* module) {
+  std::string target = std::to_string((TORCH_TARGET_VERSION) >> 56) + "." +
+                       std::to_string((TORCH_TARGET_VERSION) >> 48 & 0xff);
+  const std::pair<const char*, const char*> facts[] = {
+      {"compiler", compiler()},
+      {"built_with_torch", TORCH_VERSION},
+      {"built_with_cuda", AUSAM_BUILT_WITH_CUDA},  // the toolkit's version
+      {"cuda_archs", AUSAM_CUDA_ARCHS},
+      {"no_cuda", AUSAM_NO_CUDA},  // why the CUDA kernels were not built
+      {"target_torch", target.c_str()},
+  };
+  for (auto [name, value] : facts) {
+    if (PyModule_AddStringConstant(module, name, value)) return -1;
+  }
+  return 0;
+}
+
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(add_facts)}, {0, nullptr}};
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_C", "CPU kernels of ausam_ext", 0, nullptr, slots};
+
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "CPU kernels of ausam_ext";
-  m.attr("compiler") = compiler();
-  m.attr("built_with_torch") = TORCH_VERSION;
-  m.attr("built_with_cuda") = AUSAM_BUILT_WITH_CUDA;  // the toolkit's version
-  m.attr("cuda_archs") = AUSAM_CUDA_ARCHS;
-  m.attr("no_cuda") = AUSAM_NO_CUDA;  // why the CUDA kernels were not built
-  m.attr("target_torch") = std::to_string((TORCH_TARGET_VERSION) >> 56) + "." +
-                           std::to_string((TORCH_TARGET_VERSION) >> 48 & 0xff);
-}
+PyMODINIT_FUNC PyInit__C() { return PyModuleDef_Init(&definition); }

@@ -37,7 +37,7 @@ class SelectingSAM(SAM):
     _shares: tuple[str, ...]  # names of the attributes that SAM does not have
 
     @torch.enable_grad()
-    def backward(self, losses: Losses) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(self, losses: Losses) -> tuple[Tensor, Tensor]:
         """Clears the gradients, runs all passes and leaves the method's gradient in ``.grad``.
 
         Every call clears what is there: the gradients of several batches do not add up.

@@ -20,13 +20,13 @@ from ..schedule import ScheduledSAM
 from ..vsam import VSAM
 
 try:
-    from lightning.pytorch import Callback  # type: ignore[import-not-found, unused-ignore]
-    from lightning.pytorch.utilities.signature_utils import (  # type: ignore[import-not-found, unused-ignore]
+    from lightning.pytorch import Callback
+    from lightning.pytorch.utilities.signature_utils import (
         is_param_in_hook_signature,
     )
 except ModuleNotFoundError:  # the same under its older name
-    from pytorch_lightning import Callback  # type: ignore[import-not-found, unused-ignore]
-    from pytorch_lightning.utilities.signature_utils import (  # type: ignore[import-not-found, unused-ignore]
+    from pytorch_lightning import Callback
+    from pytorch_lightning.utilities.signature_utils import (
         is_param_in_hook_signature,
     )
 
@@ -34,7 +34,7 @@ except ModuleNotFoundError:  # the same under its older name
 _RATE = 0.3  # of second passes: the least that the papers' runs have on average
 
 
-class SAMCallback(Callback):  # type: ignore[misc, unused-ignore]
+class SAMCallback(Callback):
     """Turns every step of a ``Trainer`` into one of SAM or vSAM; the optimizer stays as it is.
 
     ::

@@ -117,7 +117,7 @@ class SAMOptimizer(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.optimizer.defaults = defaults
 
-    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor | None:
         """One step of the optimizer with the SAM gradient.
 
         Args:

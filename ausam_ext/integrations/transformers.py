@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback  # type: ignore[import-not-found, unused-ignore]
+from transformers import Trainer, TrainerCallback
 
 from .. import checks
 from ..sam import SAM
@@ -19,7 +19,7 @@ _FILE = "sam.pt"  # in a checkpoint's folder
 _INDEX = "ausam_index"  # of the samples of a batch, beside its columns
 
 
-class SAMTrainer(Trainer):  # type: ignore[misc, unused-ignore]
+class SAMTrainer(Trainer):
     """A ``Trainer`` whose steps are those of SAM or vSAM; optimizer, schedule and clipping stay as they are.
 
     ::
@@ -135,7 +135,7 @@ class SAMTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     def get_train_dataloader(self) -> DataLoader[Any]:
         """With AUSAM's batches it is not prepared by Accelerate: the sampler shares epochs itself."""
         if self.batches is None:
-            return super().get_train_dataloader()  # type: ignore[no-any-return, unused-ignore]
+            return super().get_train_dataloader()
         dataset, collate = self.train_dataset, self.data_collator
         if hasattr(dataset, "column_names"):  # of `datasets`
             dataset = self._remove_unused_columns(dataset, description="training")
@@ -173,7 +173,7 @@ class SAMTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.sam, self._state = None, state.get("sam")
 
 
-class _Epochs(TrainerCallback):  # type: ignore[misc, unused-ignore]
+class _Epochs(TrainerCallback):
     """Tells the sampler what the ``Trainer`` tells no batch sampler."""
 
     def __init__(self, batches: AUSAMBatchSampler) -> None:

@@ -78,7 +78,7 @@ def _define(schema: str) -> None:
 
 for _schema in _SCHEMAS.strip().splitlines():
     _define(_schema)
-STAMP = hashlib.sha256(_SCHEMAS.encode()).hexdigest()  # kernels built for these carry it (setup_cuda.py)
+STAMP = hashlib.sha256(_SCHEMAS.encode()).hexdigest()  # in kernels built for these (build_tools/cuda.py)
 backend.load(STAMP)
 _OPS = {name: getattr(torch.ops.ausam_ext, name).default for name in _FAKE}
 

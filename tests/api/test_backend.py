@@ -79,6 +79,7 @@ def test_module_prints_what_a_bug_report_needs():
     out = python("-m", "ausam_ext").stdout
     assert f"ausam_ext {ausam_ext.__version__}" in out and torch.__version__ in out
     assert f"cpu: {backends()['cpu'].kernels} kernels" in out and "cuda: " in out
+    assert ("no GPU" in out) == (torch.cuda.device_count() == 0)
     forced = python("-m", "ausam_ext", env=REFERENCE).stdout
     assert "cpu: reference kernels (AUSAM_EXT_BACKEND=reference is set)" in forced
 

@@ -14,12 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 # Not by the path, on which the package of the source tree would hide the installed one.
-_spec = spec_from_file_location("setup_cuda", Path(__file__).parents[2] / "setup_cuda.py")
-setup_cuda = module_from_spec(_spec)
-_spec.loader.exec_module(setup_cuda)
+_ROOT = Path(__file__).parents[2]
+_spec = spec_from_file_location("build_cuda", _ROOT / "build_tools" / "cuda.py")
+build_cuda = module_from_spec(_spec)
+_spec.loader.exec_module(build_cuda)
 
 RECORD = Path(__file__).with_suffix(".txt")
 TARGET = "0x020b000000000000"
+SOURCES = sorted((_ROOT / "csrc" / "cuda").glob("*.cu"))
 STRICT = ["-Werror=all-warnings", "-Xcompiler=-Werror"]
 
 # Threads of a block and bytes of its shared memory, in the largest launch: expressions of csrc/cuda.
@@ -114,14 +116,14 @@ def plain(name):
 
 def intermediate(toolkit, folder):
     """PTX of all kernels, with the launches' sizes as variables."""
-    source = setup_cuda.one_source(folder)
+    source = build_cuda.one_source(folder, SOURCES)
     lines = ["namespace ausam::cuda {"]
     for kernel, sizes in LAUNCHES.items():
         for what, size in zip(("threads", "shared"), sizes, strict=True):
             lines.append(f'extern "C" __device__ const unsigned {what}_of_{kernel} = {size};')
     sized = folder / "sized.cu"
     sized.write_text(source.read_text() + "\n".join([*lines, "}"]))
-    command = setup_cuda.command(toolkit, ["7.5"], TARGET)
+    command = build_cuda.command(toolkit, ["7.5"], TARGET)
     command[-1] = "-arch=compute_75"
     succeed([*command, *STRICT, "-ptx", sized, "-o", folder / "kernels.ptx"])
     return (folder / "kernels.ptx").read_text()
@@ -140,8 +142,8 @@ def launch_of(kernel, ptx):
 
 def registers(toolkit, folder, arch):
     """Registers of a thread of every kernel, none of which may keep data in local memory."""
-    source = setup_cuda.one_source(folder)
-    command = setup_cuda.command(toolkit, [arch], TARGET)
+    source = build_cuda.one_source(folder, SOURCES)
+    command = build_cuda.command(toolkit, [arch], TARGET)
     # To device code only: what the host compiles is the same for all.
     report = succeed([*command, *STRICT, "-Xptxas=-v", "-cubin", source, "-o", folder / f"{arch}.cubin"])
     found = _PTXAS.findall(report)
@@ -179,6 +181,6 @@ def measure(toolkit, ptx, folder):
 
 if __name__ == "__main__":
     with TemporaryDirectory() as temporary:
-        nvcc, at = setup_cuda.find_toolkit(), Path(temporary)
+        nvcc, at = build_cuda.find_toolkit(), Path(temporary)
         RECORD.write_text(measure(nvcc, intermediate(nvcc, at), at))
     print(RECORD.read_text())

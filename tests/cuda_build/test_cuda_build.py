@@ -1,4 +1,4 @@
-"""How setup_cuda.py chooses, and what nvcc makes of csrc/cuda with warnings as errors.
+"""How build_tools/cuda.py chooses, and what nvcc makes of csrc/cuda with warnings as errors.
 
 The tests that are marked fail, and do not skip, where there is no nvcc.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import kernel_resources
 import pytest
-from kernel_resources import STRICT, TARGET, setup_cuda, succeed
+from kernel_resources import SOURCES, STRICT, TARGET, build_cuda, succeed
 
 ROOT = Path(__file__).parents[2]
 FAKE_NVCC = """#!/bin/sh
@@ -27,7 +27,7 @@ esac
 
 @pytest.fixture(scope="module")
 def toolkit():
-    return setup_cuda.find_toolkit()
+    return build_cuda.find_toolkit()
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,16 @@ def fake_nvcc(tmp_path, monkeypatch):
 
 def test_no_nvcc_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(setup_cuda.Unfit, match="no nvcc was found: install the CUDA toolkit"):
-        setup_cuda.build(tmp_path / "out.so", tmp_path / "cuda", TARGET)
+    with pytest.raises(build_cuda.Unfit, match="no nvcc was found: install the CUDA toolkit"):
+        build_cuda.build(tmp_path / "out.so", SOURCES, tmp_path / "cuda", TARGET)
 
 
 def test_a_toolkit_that_does_not_fit_is_no_error(fake_nvcc, tmp_path):
-    with pytest.raises(setup_cuda.Unfit, match=r"does not fit.*error: unsupported GNU version!"):
-        setup_cuda.build(tmp_path / "out.so", tmp_path / "cuda", TARGET)
+    with pytest.raises(build_cuda.Unfit, match=r"does not fit.*error: unsupported GNU version!"):
+        build_cuda.build(tmp_path / "out.so", SOURCES, tmp_path / "cuda", TARGET)
     fake_nvcc.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(setup_cuda.Unfit, match="failed"):
-        setup_cuda.build(tmp_path / "out.so", tmp_path / "cuda", TARGET)
+    with pytest.raises(build_cuda.Unfit, match="failed"):
+        build_cuda.build(tmp_path / "out.so", SOURCES, tmp_path / "cuda", TARGET)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,16 @@ def test_a_toolkit_that_does_not_fit_is_no_error(fake_nvcc, tmp_path):
     ],
 )
 def test_architectures_are_those_of_the_machine(fake_nvcc, monkeypatch, gpus, expected):
-    cuda = setup_cuda.torch.cuda
+    cuda = build_cuda.torch.cuda
     monkeypatch.setattr(cuda, "is_available", lambda: bool(gpus))
     monkeypatch.setattr(cuda, "device_count", lambda: len(gpus))
     monkeypatch.setattr(cuda, "get_device_capability", lambda i: gpus[i])
-    toolkit = setup_cuda.find_toolkit()
+    toolkit = build_cuda.find_toolkit()
     assert toolkit.version == "12.4"
-    assert setup_cuda.architectures(toolkit) == expected
+    assert build_cuda.architectures(toolkit) == expected
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.9; 10.0a+PTX")
-    assert setup_cuda.architectures(toolkit) == ["8.9", "10.0a+PTX"]
-    assert setup_cuda.command(toolkit, ["8.9", "10.0a+PTX"], TARGET)[-2:] == [
+    assert build_cuda.architectures(toolkit) == ["8.9", "10.0a+PTX"]
+    assert build_cuda.command(toolkit, ["8.9", "10.0a+PTX"], TARGET)[-2:] == [
         "-gencode=arch=compute_89,code=[sm_89]",
         "-gencode=arch=compute_100a,code=[sm_100a,compute_100a]",
     ]
@@ -92,15 +92,15 @@ def test_architectures_are_those_of_the_machine(fake_nvcc, monkeypatch, gpus, ex
 )
 def test_built_where_torch_has_cuda_or_the_variable_says_so(monkeypatch, choice, cuda, refused):
     monkeypatch.setenv("FORCE_CUDA", choice)
-    monkeypatch.setattr(setup_cuda.torch.version, "cuda", cuda)
-    with pytest.raises(setup_cuda.Unfit, match=refused) if refused else nullcontext():
-        setup_cuda.wanted()
+    monkeypatch.setattr(build_cuda.torch.version, "cuda", cuda)
+    with pytest.raises(build_cuda.Unfit, match=refused) if refused else nullcontext():
+        build_cuda.check_wanted()
 
 
 def test_a_misspelt_choice_is_refused(monkeypatch):
     monkeypatch.setenv("FORCE_CUDA", "yes")
     with pytest.raises(SystemExit, match="FORCE_CUDA: expected 0, 1 or nothing, got 'yes'"):
-        setup_cuda.wanted()
+        build_cuda.check_wanted()
 
 
 @pytest.mark.cuda_build
@@ -124,7 +124,7 @@ def test_no_rounding_is_left_to_nvcc(toolkit, ptx, tmp_path):
     assert not LEFT_OPEN.findall(ptx)
     assert "mul.rn.f32" in ptx and "add.rn.f64" in ptx and "div.rn.f32" in ptx
     (tmp_path / "two.cu").write_text("__global__ void two(float* x) { *x = *x * *x / 3 - 1; }")
-    command = setup_cuda.command(toolkit, ["7.5"], TARGET)
+    command = build_cuda.command(toolkit, ["7.5"], TARGET)
     command[-1] = "-arch=compute_75"
     for options, expected in ([], False), (["-fmad=true"], True), (["-prec-div=false"], True):
         succeed([*command, *options, "-ptx", tmp_path / "two.cu", "-o", tmp_path / "two.ptx"])
@@ -136,8 +136,8 @@ def test_no_rounding_is_left_to_nvcc(toolkit, ptx, tmp_path):
 def test_library_needs_neither_torch_nor_cuda(toolkit, tmp_path):
     """With the host's part. CUDA's runtime is inside, and torch is found when the library is loaded."""
     library = tmp_path / "kernels.so"
-    compile = setup_cuda.command(toolkit, ["7.5+PTX"], TARGET)
-    succeed([*compile, *STRICT, setup_cuda.one_source(tmp_path), "-shared", "-o", library])
+    compile = build_cuda.command(toolkit, ["7.5+PTX"], TARGET)
+    succeed([*compile, *STRICT, build_cuda.one_source(tmp_path, SOURCES), "-shared", "-o", library])
     needed = [line for line in succeed(["readelf", "-d", library]).splitlines() if "NEEDED" in line]
     assert needed and "cuda" not in "".join(needed)
 

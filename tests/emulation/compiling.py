@@ -103,7 +103,6 @@ def build(folder, variant="plain"):
 
 def build_cpu(name, sources, folder):
     """A library of CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    import pybind11
     import torch
 
     from ausam_ext.ops.registration import STAMP
@@ -116,7 +115,7 @@ def build_cpu(name, sources, folder):
         *("-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
         *VARIANTS["asan"],
         *("-isystem", at / "include", "-isystem", at / "include/torch/csrc/api/include"),
-        *("-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")),
+        *("-isystem", sysconfig.get_path("include")),
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         *('-DAUSAM_BUILT_WITH_CUDA=""', '-DAUSAM_CUDA_ARCHS=""', '-DAUSAM_NO_CUDA="not of interest"'),
         f'-DAUSAM_SCHEMAS="{STAMP}"',

@@ -1,7 +1,7 @@
-"""Run by test_packaging.py with the Python of another environment: check_installed.py FOLDER KERNELS.
+"""Checks an installed package, with the Python that it is installed for: check_installed.py FOLDER KERNELS.
 
-The package has to come from FOLDER, its CPU kernels have to be KERNELS and to agree with the reference.
-CUDA kernels have to be live where they are installed and torch has CUDA. Prints the version of torch and the
+The package has to come from FOLDER, its CPU kernels have to be KERNELS and to agree with the reference. CUDA
+kernels have to be registered if they are installed and torch has CUDA. Prints the version of torch and the
 facts of the build.
 """
 

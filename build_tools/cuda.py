@@ -1,7 +1,7 @@
-"""How setup.py builds csrc, and csrc/cuda in particular.
+"""Builds csrc/cuda with nvcc.
 
-Any CUDA toolkit will do, whatever CUDA torch is built with: the library has CUDA's runtime inside, needs the
-driver alone, and reaches torch through its stable ABI. So nvcc is called without torch's own build, which
+Any CUDA toolkit will do, whichever CUDA torch is built with: the library has CUDA's runtime inside, needs
+only the driver, and reaches torch through its stable ABI. So nvcc is called without torch's own build, which
 refuses a toolkit of another major version.
 """
 
@@ -16,14 +16,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.cpp_extension import BuildExtension, include_paths
+from torch.utils.cpp_extension import include_paths
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 DEFAULT = {(7, 5), (8, 0), (9, 0)}  # with PTX of the last: everything from Turing on
 
 
 class Unfit(Exception):
     """Why there are no CUDA kernels, and what to do about it."""
+
+
+def check_wanted() -> None:
+    """Unfit if CUDA kernels are not asked for."""
+    choice = os.environ.get("FORCE_CUDA", "")
+    if choice not in ("", "0", "1"):
+        sys.exit(f"ausam_ext: FORCE_CUDA: expected 0, 1 or nothing, got {choice!r}")
+    if choice == "0":
+        raise Unfit("FORCE_CUDA=0 was set: leave it out")
+    if not choice and torch.version.cuda is None:
+        raise Unfit("the torch of the build had no CUDA: install one that has")
 
 
 class Toolkit(NamedTuple):
@@ -100,11 +111,11 @@ def schemas() -> str:
     raise AssertionError("ausam_ext/ops/registration.py assigns no _SCHEMAS")
 
 
-def one_source(folder: Path, heading: str = "") -> Path:
-    """All launchers in one file: the headers that each includes cost more to compile than its kernels."""
+def one_source(folder: Path, sources: list[str], heading: str = "") -> Path:
+    """All launchers in one file: the headers that each includes take longer to compile than its kernels."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "kernels.cu"
-    text = f"// {heading}\n" + "".join(f'#include "{path}"\n' for path in sorted(ROOT.glob("csrc/cuda/*.cu")))
+    text = f"// {heading}\n" + "".join(f'#include "{ROOT / path}"\n' for path in sources)
     text += 'extern __attribute__((visibility("default"))) const char ausam_schemas[];\n'  # as in module.cpp
     text += f'const char ausam_schemas[] = "{schemas()}";\n'
     if not source.exists() or source.read_text() != text:
@@ -112,8 +123,8 @@ def one_source(folder: Path, heading: str = "") -> Path:
     return source
 
 
-def _headers_alone(compile: list[str], folder: Path) -> None:
-    """Unfit where the toolkit compiles and links not even what it and torch bring."""
+def _check_toolkit(compile: list[str], folder: Path) -> None:
+    """Unfit if the toolkit cannot even compile and link its own headers and torch's."""
     source = folder / "headers.cu"
     source.write_text(
         "#include <cuda_runtime.h>\n"
@@ -132,66 +143,24 @@ def _headers_alone(compile: list[str], folder: Path) -> None:
         ) from unfit
 
 
-def build(out: Path, folder: Path, target: str) -> tuple[str, str]:
-    """Builds the library; the version of CUDA and the architectures. Unfit where the machine cannot."""
+def build(out: Path, sources: list[str], folder: Path, target: str) -> tuple[str, str]:
+    """Builds the library; returns the version of CUDA and the architectures. Unfit if the machine cannot."""
     if sys.platform != "linux":
-        raise Unfit("the CUDA kernels are built on Linux alone")
+        raise Unfit("the CUDA kernels are built only on Linux")
     toolkit = find_toolkit()
     archs = architectures(toolkit)
     compile = command(toolkit, archs, target)
     library = folder / "kernels.so"
-    source = one_source(folder, f"CUDA {toolkit.version}: {compile}")  # rewritten where the command changed
+    source = one_source(
+        folder, sources, f"CUDA {toolkit.version}: {compile}"
+    )  # rewritten if the command changed
     made_of = [source, *ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*")]
     if not library.exists() or any(p.stat().st_mtime >= library.stat().st_mtime for p in made_of):
         library.unlink(missing_ok=True)
         print("ausam_ext:", *compile, source, file=sys.stderr)
         if subprocess.run([*compile, source, "-shared", "-o", library]).returncode:
-            _headers_alone(compile, folder)
+            _check_toolkit(compile, folder)
             sys.exit("ausam_ext: csrc/cuda does not compile. FORCE_CUDA=0 installs without CUDA kernels.")
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(library, out)
     return toolkit.version, ";".join(archs)
-
-
-def wanted() -> None:
-    """Unfit where CUDA kernels are not asked for."""
-    choice = os.environ.get("FORCE_CUDA", "")
-    if choice not in ("", "0", "1"):
-        sys.exit(f"ausam_ext: FORCE_CUDA: expected 0, 1 or nothing, got {choice!r}")
-    if choice == "0":
-        raise Unfit("FORCE_CUDA=0 was set: leave it out")
-    if not choice and torch.version.cuda is None:
-        raise Unfit("the torch of the build had no CUDA: install one that has")
-
-
-class Build(BuildExtension):
-    """torch's build_ext for the CPU; for CUDA it would insist on the CUDA that torch is built with."""
-
-    def build_extensions(self):
-        kernels, cuda = self.extensions
-        self.extensions = [kernels]
-        out = Path(self.get_ext_fullpath(cuda.name))
-        facts = dict.fromkeys(("BUILT_WITH_CUDA", "CUDA_ARCHS", "NO_CUDA"), "")
-        try:
-            wanted()
-            target = dict(kernels.define_macros)["TORCH_TARGET_VERSION"]
-            facts["BUILT_WITH_CUDA"], facts["CUDA_ARCHS"] = build(out, Path(self.build_temp) / "cuda", target)
-        except Unfit as unfit:
-            if os.environ.get("FORCE_CUDA") == "1":
-                sys.exit(
-                    f"ausam_ext: FORCE_CUDA=1 was set, and the CUDA kernels cannot be built: {unfit}. "
-                    "Without FORCE_CUDA it installs without them."
-                )
-            facts["NO_CUDA"] = str(unfit)
-            print(f"ausam_ext: {unfit}. Installing without CUDA kernels.", file=sys.stderr)
-            out.unlink(missing_ok=True)  # an earlier build's
-        facts["SCHEMAS"] = schemas()
-        kernels.define_macros += [(f"AUSAM_{name}", _literal(text)) for name, text in facts.items()]
-        super().build_extensions()
-        if out.exists():
-            self.extensions.append(cuda)
-
-
-def _literal(text: str) -> str:
-    """A C++ string that survives the shell and ninja."""
-    return '"' + re.sub(r"[^ -~]|[\"\\$`]", "'", text) + '"'
