@@ -1,4 +1,4 @@
-"""Sharpness-Aware Minimization at the cost of SGD: AUSAM (arXiv 2406.08001) and vSAM (arXiv 2403.08821)."""
+"""Faster Sharpness-Aware Minimization: AUSAM (arXiv 2406.08001) and vSAM (arXiv 2403.08821)."""
 
 from pathlib import Path
 from pkgutil import extend_path

@@ -78,6 +78,11 @@ class ADLP:
             IndexError: an index outside the table; on CUDA only at the next :meth:`state_dict`, :meth:`sync`
                 or plan of an epoch.
         """
+        if loss_perturbed is None:
+            raise TypeError(
+                "loss_perturbed: expected a tensor, got None: this step took one pass; call update() only if "
+                "loss_perturbed is not None"
+            )
         index = self.place(index)
         if loss is loss_perturbed or _same_memory(loss, loss_perturbed):
             raise ValueError(

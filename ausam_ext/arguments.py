@@ -26,9 +26,9 @@ class Options(TypedDict, total=False):
 
 
 ELSEWHERE = {
-    "first_step": "entering `with sam.perturbed():` is the first step",
-    "second_step": "leaving `with sam.perturbed():` restores the weights; optimizer.step() comes after it",
-    "step": "step the optimizer after `with sam.perturbed():` or sam.backward(closure); "
+    "first_step": "entering `with perturbed():` is the first step, and backward(closure) is both passes",
+    "second_step": "leaving `with perturbed():` restores the weights; optimizer.step() comes after it",
+    "step": "step the optimizer after `with perturbed():` or backward(closure); "
     "ausam_ext.integrations.SAMOptimizer has step(closure)",
     "zero_grad": "clear the gradients of the optimizer; perturbed() clears those of the first pass itself",
     "param_groups": "the optimizer has them; SAM's radii are `rho` and `groups`",
@@ -44,7 +44,9 @@ def explained(init: _Init) -> _Init:
     @wraps(init)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         given = [*args[1:2], *(kwargs[name] for name in ("rho", "base_optimizer") if name in kwargs)]
-        if any(isinstance(v, Optimizer) or (isinstance(v, type) and issubclass(v, Optimizer)) for v in given):
+        if "lr" in kwargs or any(
+            isinstance(v, Optimizer) or (isinstance(v, type) and issubclass(v, Optimizer)) for v in given
+        ):
             method = type(self).__name__
             raise TypeError(
                 f"{method}: takes the model, and leaves the optimizer as it is: sam = {method}(model, "
@@ -61,9 +63,11 @@ def one_module(model: Any, method: str) -> nn.Module:
     for m in modules:
         if not isinstance(m, nn.Module):
             got = type(m).__name__ if m is model else f"{type(model).__name__} of {type(m).__name__}"
-            hint = (
-                f"; write {method}(model), not {method}(model.parameters())" if isinstance(m, Tensor) else ""
-            )
+            hint = ""
+            if isinstance(m, Tensor):
+                hint = f"; write {method}(model), not {method}(model.parameters())"
+            elif isinstance(m, Optimizer):
+                hint = f"; write {method}(model): the optimizer steps by itself afterwards"
             raise TypeError(f"model: expected a torch.nn.Module or several, got {got}{hint}")
     if not modules:
         raise ValueError("model: expected at least one torch.nn.Module, got none")

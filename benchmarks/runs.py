@@ -43,7 +43,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if done(job, out) is None]
     end = None if seconds is None else time.monotonic() + seconds
-    with tqdm(total=sum(job.epochs for job in missing), unit=" epochs") as bar:
+    with tqdm(total=sum(job.epochs for job in missing), unit=" epochs", disable=None) as bar:
         for job in missing:
             bar.set_description(f"{job.method}, {job.network}, {job.dataset}, seed {job.seed}")
             if not _train(job, data, out, device, end, save_every, bar):

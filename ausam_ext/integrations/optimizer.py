@@ -91,6 +91,8 @@ class SAMOptimizer(Optimizer):
     def __getattr__(self, name: str) -> Any:
         if name == "optimizer":  # not there yet
             raise AttributeError(name)
+        if name in ("first_step", "second_step"):
+            raise AttributeError(f"SAMOptimizer has no {name}: step(closure) is both passes and the step")
         return getattr(self.optimizer, name)
 
     @property

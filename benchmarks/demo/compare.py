@@ -42,7 +42,7 @@ def compare(methods: Sequence[str], seeds: int, epochs: int | None, device: torc
         first = job(method, DATA[0], 1, 0)
         deque(Training(first, _problem(first, device), device).steps(), maxlen=0)
     lengths = {data: epochs or data.epochs for data in DATA}
-    with tqdm(total=seeds * sum(lengths.values()) * len(methods), unit=" epochs") as bar:
+    with tqdm(total=seeds * sum(lengths.values()) * len(methods), unit=" epochs", disable=None) as bar:
         for data, length in lengths.items():
             for seed in range(seeds):
                 bar.set_description(f"{data.name}, seed {seed + 1} of {seeds}")

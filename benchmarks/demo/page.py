@@ -24,15 +24,20 @@ def blocks() -> dict[str, str]:
     def cost(method: str) -> str:
         return f"{report.samples_of_sam(group[method], group):.2f}"
 
+    speeds = report.sam_percent(group)
+
+    def time(method: str) -> str:
+        return f"{100 / speeds[method]:.2f} of the time"
+
     gain = f"{mean(report.differences(group['SAM'], group['SGD'])):+.1f}"
     return {
         "numbers": (
             "Handwritten digits, a quarter of the training labels wrong, five seeds: on clean test images "
             f"SGD is right in {accuracy('SGD')}, **SAM in {accuracy('SAM')} ({gain} points). vSAM keeps that "
-            f"at {cost('vSAM')} of SAM's cost** ({accuracy('vSAM')}), **both methods together at "
-            f"{cost(BOTH)}** ({accuracy(BOTH)}, with AUSAM's probability score); SGD's cost is "
-            f"{cost('SGD')}. Cost: samples through forward and backward. `make demo` repeats it; [what it "
-            "shows, and what not](docs/demo.md).\n"
+            f"with {cost('vSAM')} of SAM's samples** ({accuracy('vSAM')}; {time('vSAM')}), **both methods "
+            f"together with {cost(BOTH)}** ({accuracy(BOTH)}; {time(BOTH)}; AUSAM scores probabilities). SGD "
+            f"has {cost('SGD')} ({time('SGD')}). Samples: through forward and backward. Times: of a tiny "
+            "network. `make demo` repeats it; [what it shows, and what not](docs/demo.md).\n"
         ),
         "tables": f"\n{report.text(runs)}\n",
     }

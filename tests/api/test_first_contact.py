@@ -21,6 +21,7 @@ METHODS = {"SAM": SAM, "VSAM": lambda m, **kw: VSAM(m, warmup_steps=5, **kw)}
         lambda cls, m: cls(m.parameters(), base_optimizer=torch.optim.AdamW, lr=1e-3),
         lambda cls, m: cls(m, torch.optim.SGD(m.parameters(), lr=0.1)),
         lambda cls, m: cls(m.parameters(), torch.optim.SGD(m.parameters(), lr=0.1), 0.05),
+        lambda cls, m: cls(m, rho=0.05, lr=0.1),
     ],
 )
 @pytest.mark.parametrize("cls", [SAM, VSAM])
@@ -40,6 +41,10 @@ def test_made_like_an_optimizer(cls, call):
         (lambda: list(mlp().parameters()), r"list of Parameter; write SAM\(model\)"),
         (lambda: nn.Parameter(torch.zeros(3)), r"got Parameter; write SAM\(model\)"),
         (lambda: [{"params": mlp().parameters()}], "list of dict"),
+        (
+            lambda: torch.optim.SGD(mlp().parameters(), lr=0.1),
+            r"got SGD; write SAM\(model\): the optimizer steps",
+        ),
         (lambda: "resnet18", "got str"),
         (lambda: None, "got NoneType"),
         (lambda: nn.Linear, "got type"),

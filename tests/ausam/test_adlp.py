@@ -207,3 +207,11 @@ def test_no_second_losses(skip):
     """What VSAM.backward gives for a step with one pass."""
     with pytest.raises(TypeError, match=r"loss_perturbed: .*got None"):
         ADLP(9).update(torch.tensor([1]), torch.rand(1), None, skip=skip)
+
+
+def test_a_step_of_one_pass_is_not_recorded():
+    """vSAM and AUSAM together: the second losses are None in such a step."""
+    adlp, index = ADLP(4), torch.arange(2)
+    with pytest.raises(TypeError, match=r"loss_perturbed: .*got None: this step took one pass; call update"):
+        adlp.update(index, torch.ones(2), None)
+    assert adlp.count.sum() == 0

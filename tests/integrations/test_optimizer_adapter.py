@@ -234,3 +234,11 @@ def test_nothing_is_imported_unless_asked():
         "assert not {'lightning', 'pytorch_lightning', 'accelerate'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["first_step", "second_step"])
+def test_called_as_elsewhere(name):
+    model = mlp()
+    optimizer = SAMOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), SAM(model))
+    with pytest.raises(AttributeError, match=rf"SAMOptimizer has no {name}: step\(closure\)"):
+        getattr(optimizer, name)
