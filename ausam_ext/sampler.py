@@ -211,11 +211,22 @@ class AUSAMBatchSampler(PlannedBatchSampler):
             if race is None:
                 yield candidates, None
                 continue
+            self._warn_without_scores(epoch)
             # Not the fused adlp_sample: the weights need the scores.
             known = columns(self.adlp, candidates.flatten())
             of_rows, noise = scores(*known).view(rows, n), race.noise
             keep = ops.subset_sample(of_rows, race.k, s_min=race.s_min, s_max=race.s_max, noise=noise)
             yield candidates.gather(1, keep), Choice(race, keep, known)
+
+    def _warn_without_scores(self, epoch: int) -> None:
+        if epoch <= self.full_epochs or self.s_min == self.s_max or self._recordings():
+            return
+        if not self.adlp.count.any():  # one that was copied has scores and no recordings
+            warnings.warn(
+                f"AUSAMBatchSampler: no score was recorded before epoch {epoch}, and the choice is random; "
+                "call adlp.update(index, loss, loss_perturbed) after each step",
+                stacklevel=2,
+            )
 
     def _race(self, n: int, epoch: int, first: int, rows: int) -> Race | None:
         """How many of ``n`` candidates the batches from ``first`` on keep, and how; None if all."""

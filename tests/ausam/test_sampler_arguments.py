@@ -1,5 +1,6 @@
 """What AUSAMBatchSampler takes and what it refuses: arguments, indices, loaders, epochs."""
 
+import copy
 import math
 
 import numpy as np
@@ -130,3 +131,26 @@ def test_indexed_refuses_a_loader_of_another_sampler():
 def test_bad_epoch():
     with pytest.raises(ValueError, match=r"epoch: .*-1"):
         AUSAMBatchSampler(ADLP(4), 2).set_epoch(-1)
+
+
+def test_a_loop_that_records_no_score_is_told():
+    """It would train on a random half in every epoch."""
+    batches = AUSAMBatchSampler(ADLP(40), 8)
+    for epoch in range(2):  # whole batches; and the first that chooses, which a checkpoint may begin with
+        batches.set_epoch(epoch)
+        list(batches)
+    batches.set_epoch(2)
+    with pytest.warns(UserWarning, match=r"no score was recorded before epoch 2, .* call adlp\.update\("):
+        list(batches)
+
+
+def test_a_table_with_scores_a_random_half_and_whole_batches_are_no_mistake():
+    scored = ADLP(40)
+    scored.update(torch.arange(40), torch.zeros(40), torch.rand(40))
+    for batches in (
+        AUSAMBatchSampler(copy.deepcopy(scored), 8),
+        AUSAMBatchSampler(ADLP(40), 8, s_min=1.0),
+        AUSAMBatchSampler(ADLP(40), 8, alpha=1.0),
+    ):
+        batches.set_epoch(3)
+        assert len(list(batches)) == 5
