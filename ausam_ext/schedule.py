@@ -1,5 +1,6 @@
 """SAM whose second pass is taken in some iterations only: when, and what the others reuse."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from .sam import SAM
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_UNDECIDED = 100  # more than a loop that means it
 
 
 class ScheduledSAM(SAM):
@@ -61,6 +64,7 @@ class ScheduledSAM(SAM):
         self._iteration = 0  # the number of those that were counted
         self._decision: bool | None = None  # of the iteration that has not ended yet
         self._ended = False  # it has, but is not counted yet
+        self._undecided = 0  # iterations in a row with perturbed() that nobody asked decide() about
         self._arguments = {
             "rho": self.rho,
             **settings,
@@ -98,7 +102,7 @@ class ScheduledSAM(SAM):
         self._count()
         self._agree()
         if self._decision is None:
-            self._decision = self._decides()
+            self._decision, self._undecided = self._decides(), 0
         return self._decision
 
     @contextmanager
@@ -108,10 +112,24 @@ class ScheduledSAM(SAM):
         After an exception inside, the iteration has not ended.
         """
         self._count()
+        if not torch.compiler.is_compiling():
+            self._warn_undecided()
         with super().perturbed():
             yield
         self._capture()
         self._end(sampled=True)
+
+    def _warn_undecided(self) -> None:
+        if self._decision is not None:
+            return
+        self._undecided += 1
+        if self._undecided == _UNDECIDED:
+            warnings.warn(
+                f"{type(self).__name__}: {_UNDECIDED} steps in a row took perturbed() without decide(), "
+                "which is plain SAM at its full cost; ask decide() first and call reuse_() if it says no, "
+                "or use backward(closure)",
+                stacklevel=4,
+            )
 
     def reuse_(self) -> None:
         """Adds to ``.grad`` what the method reuses, if there is any; ends the iteration as not sampled."""

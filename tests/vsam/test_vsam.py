@@ -164,3 +164,25 @@ def test_the_rate_to_start_from(rate, window, samples):
 def test_rates_that_cannot_be_started_from(arguments, message):
     with pytest.raises(ValueError, match=message):
         VSAM(mlp(), warmup_steps=0, **arguments)
+
+
+def test_a_loop_that_never_asks_is_told_once():
+    """It would pay for two passes in every step."""
+    model, (x, y) = mlp(), batch()
+    vsam = VSAM(model, warmup_steps=0)
+
+    def steps(n, ask):
+        for _ in range(n):
+            closure_of(model, x, y)()
+            if ask and not vsam.decide():
+                vsam.reuse_()
+                continue
+            with vsam.perturbed():
+                closure_of(model, x, y)()
+
+    steps(99, ask=False)
+    steps(1, ask=True)
+    steps(99, ask=False)
+    with pytest.warns(UserWarning, match=r"VSAM: 100 steps in a row took perturbed\(\) without decide\(\)"):
+        steps(1, ask=False)
+    steps(150, ask=False)
