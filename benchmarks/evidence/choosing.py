@@ -50,8 +50,8 @@ def verdict(rows: Sequence[Row]) -> str:
     borne_out = max(errors) > 2 and min(errors) > -2
     return (
         f"Proportional minus Eq. 8, over all tasks: {mean:+.2f}; from {min(errors):+.1f} to "
-        f"{max(errors):+.1f} standard errors. By the rule it is{'' if borne_out else ' not'} worth an "
-        "argument of its own."
+        f"{max(errors):+.1f} standard errors. By the rule it {'gets' if borne_out else 'does not get'} "
+        "its own argument."
     )
 
 

@@ -220,5 +220,5 @@ def test_the_rule_for_a_choice_in_proportion(differences, borne_out):
     for task, d in differences.items():
         found.append(row([90.0] * 3, part="validation", method=weighted, task=task))
         found.append(row([90 + x for x in d], part="validation", method=proportional, task=task))
-    assert ("is worth" in choosing.verdict(found)) == borne_out
-    assert ("is not worth" in choosing.verdict(found)) != borne_out
+    assert ("By the rule it gets" in choosing.verdict(found)) == borne_out
+    assert ("By the rule it does not get" in choosing.verdict(found)) != borne_out
